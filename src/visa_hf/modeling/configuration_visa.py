@@ -92,15 +92,21 @@ def _known_names(config_class: type[PreTrainedConfig]) -> frozenset[str]:
     return frozenset(fields | set(config_class.attribute_map))
 
 
+def unknown_name_error(name: str, known: Iterable[str], owner: str) -> ValueError:
+    """Return the error for `name`, which `owner` does not know, with the nearest of the names that it knows."""
+    known = sorted(known)
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"Did you mean `{nearest[0]}`?" if nearest else f"Known fields: {', '.join(known)}."
+    return ValueError(f"`{name}` is not a field of {owner}. {hint}")
+
+
 def _refuse_unknown(names: Iterable[str], known: Iterable[str], owner: str) -> None:
     """Raise a `ValueError` that names what is unknown and the nearest known name."""
-    known = sorted(known)
+    known = set(known)
     for name in sorted(names):
         if name.startswith("_") or name in _BOOKKEEPING or name in known:
             continue
-        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-        hint = f"Did you mean `{nearest[0]}`?" if nearest else f"Known fields: {', '.join(known)}."
-        raise ValueError(f"`{name}` is not a field of {owner}. {hint}")
+        raise unknown_name_error(name, known, owner)
 
 
 def _checked_sub_config(values: dict[str, Any], config_class: type[PreTrainedConfig], owner: str) -> dict[str, Any]:
@@ -288,7 +294,8 @@ class XMemConfig(_StrictConfig):
         _positive(self, "memory_every", "num_prototypes", "max_long_term_elements")
         if self.deep_update_every != -1 and self.deep_update_every < 1:
             raise ValueError(
-                f"`deep_update_every` is {self.deep_update_every} but must be -1 (with the memory frames) or at least 1."
+                f"`deep_update_every` is {self.deep_update_every} but must be -1 (with the memory frames) or at least "
+                "1."
             )
         if self.top_k is not None and self.top_k < 1:
             raise ValueError(f"`top_k` is {self.top_k} but must be at least 1, or None to read from all elements.")
@@ -393,11 +400,11 @@ class VisaConfig(_StrictConfig):
         "tracker_config": SubConfigSpec(config_class=XMemConfig, optional=True),
     }
 
-    # Parts
-    vision_config: dict | PreTrainedConfig | None = None
-    text_config: dict | PreTrainedConfig | None = None
-    sam_config: dict | PreTrainedConfig | None = None
-    tracker_config: dict | PreTrainedConfig | None = None
+    # Parts: dictionaries or configurations when given, configurations from then on.
+    vision_config: Any = None
+    text_config: Any = None
+    sam_config: Any = None
+    tracker_config: Any = None
 
     # Prompt
     image_token_id: int = 32001
@@ -428,6 +435,8 @@ class VisaConfig(_StrictConfig):
             values = getattr(self, name)
             if isinstance(values, dict):
                 setattr(self, name, self._check_sub_config_dict(name, spec, values))
+            elif not isinstance(values, PreTrainedConfig | None):
+                raise TypeError(f"`{name}` is {values!r} but a dictionary or a configuration is needed.")
         super().__post_init__(**kwargs)
 
     @classmethod
@@ -533,7 +542,8 @@ class VisaConfig(_StrictConfig):
                 raise ValueError(f"`vision_config.{name}` is {getattr(vision, name)} but one number is needed.")
         if vision.image_size % vision.patch_size:
             raise ValueError(
-                f"`vision_config.image_size` {vision.image_size} is not a multiple of `patch_size` {vision.patch_size}."
+                f"`vision_config.image_size` {vision.image_size} is not a multiple of its `patch_size` "
+                f"{vision.patch_size}."
             )
         num_layers = vision.num_hidden_layers
         if not -num_layers - 1 <= self.vision_feature_layer <= num_layers:

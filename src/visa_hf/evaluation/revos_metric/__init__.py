@@ -1,0 +1,1 @@
+"""The `evaluate` module of ReVOS' measures: `evaluate.load(visa_hf.evaluation.REVOS_METRIC)`."""

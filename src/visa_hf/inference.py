@@ -1,0 +1,283 @@
+"""The easy door: a video and a sentence in, masks in every frame out.
+
+`segment` opens the video, loads the model, asks it about a few frames and tracks its answer through the rest (VISA,
+https://huggingface.co/papers/2407.11325, section 3); the steps are those of `VisaVideoSession`, which one can also
+take by oneself. Masks are returned; files are written by the command line.
+"""
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm  # type: ignore[import-untyped]
+from transformers import PreTrainedModel
+
+from visa_hf.demo import make_demo_model
+from visa_hf.modeling.modeling_visa import VisaForVideoSegmentation
+from visa_hf.modeling.outputs_visa import PackedMask, VideoFrameOutput, VideoSegmentation
+from visa_hf.modeling.processing_visa import VisaProcessor
+from visa_hf.modeling.video_session_visa import VisaVideoSession
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_MAX_FRAMES = 10_000
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DEMO_NOTICE = (
+    "No `model` was given: using the small random demo model, whose masks mean nothing. "
+    "Give a checkpoint's folder or Hub id for real ones."
+)
+_WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin")
+
+# One frame's masks, packed: for each query, one for each object.
+PackedFrame = tuple[tuple[PackedMask, ...], ...]
+
+
+def segment(
+    video: Any,
+    query: str | Sequence[str] | None = None,
+    *,
+    model: str | os.PathLike[str] | PreTrainedModel | None = None,
+    processor: Any | None = None,
+    target_frame: int | None = None,
+    reference_frames: Sequence[int] | None = None,
+    num_reference_frames: int | None = None,
+    first_mask: np.ndarray | torch.Tensor | None = None,
+    threshold: float = 0.5,
+    start: float | str | None = None,
+    end: float | str | None = None,
+    every: int = 1,
+    max_frames: int | None = DEFAULT_MAX_FRAMES,
+    fps: float | None = None,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    allow_truncated: bool = False,
+    max_new_tokens: int | None = None,
+    progress: bool = False,
+) -> VideoSegmentation | list[VideoSegmentation]:
+    """Find what a sentence means in a video, and return its mask in every frame.
+
+    Args:
+        video: path of a video file, of a folder of frames or of an image; a uint8 array or tensor of shape
+            `(T, H, W, 3)`; or a list of images.
+        query (`str` or `Sequence[str]`): what to segment. Several queries give a list of results, each the same as if
+            asked alone. It may be left out with a `first_mask`.
+        model (path, Hub id or `VisaForVideoSegmentation`, *optional*): the checkpoint. Without one a small random
+            demo model is used, whose masks mean nothing.
+        processor (`VisaProcessor`, *optional*): the checkpoint's own by default.
+        target_frame (`int`, *optional*): frame that the model segments, counted in the whole video; the middle one by
+            default, the first one with a `first_mask`.
+        reference_frames (`Sequence[int]`, *optional*): further frames that the model sees; by default chosen all over
+            the video and around the target.
+        num_reference_frames (`int`, *optional*): how many are chosen; the checkpoint's number, usually 12, by default.
+        first_mask (array of shape `(H, W)` or `(K, H, W)`, *optional*): masks of K objects on the target frame, which
+            are tracked instead of asking the model.
+        threshold (`float`, defaults to 0.5): probability above which a pixel of the target frame is in the mask. In
+            the other frames the tracker decides between the objects and the background.
+        start, end (`float` or `str`, *optional*): part of the video to use, without its end: seconds, or frame numbers
+            like `"120f"`.
+        every (`int`, defaults to 1): track each N-th frame only; the target frame is always among them.
+        max_frames (`int` or `None`, defaults to 10000): refuse to track more frames than this.
+        fps (`float`, *optional*): frames per second of a folder, list or array.
+        device (`str` or `torch.device`, *optional*): `"cpu"`, `"cuda"`, `"mps"`; by default the best there is, and for
+            a loaded model the one it is on.
+        dtype (`str` or `torch.dtype`, *optional*): `"float32"`, `"bfloat16"`, `"float16"`; the checkpoint's own by
+            default.
+        allow_truncated (`bool`, defaults to `False`): use the frames before the damage of a damaged video.
+        max_new_tokens (`int`, *optional*): length limit of an answer; that of `generate_masks` by default.
+        progress (`bool`, defaults to `False`): show a progress bar on stderr.
+
+    Returns:
+        [`VideoSegmentation`], or a list of them for several queries. An answer without a [SEG] has no object: nothing
+        to segment is a normal result.
+
+    Raises:
+        ValueError, TypeError, FileNotFoundError, ImportError, RuntimeError: if the input cannot be used; the message
+            says what to do.
+    """
+    queries = [query] if query is None or isinstance(query, str) else list(query)
+    if not queries:
+        raise ValueError("`query` is an empty list. Give at least one sentence.")
+    # The video first: loading a model takes longer than finding out that there is none.
+    with VisaVideoSession(
+        video,
+        None,
+        start=start,
+        end=end,
+        every=every,
+        max_frames=max_frames,
+        threshold=threshold,
+        fps=fps,
+        allow_truncated=allow_truncated,
+    ) as session:
+        network, session.processor = load_model(model, processor, device=device, dtype=dtype)
+        for sentence in queries:
+            network.add_query(
+                session,
+                sentence,
+                target_frame=target_frame,
+                reference_frames=reference_frames,
+                num_reference_frames=num_reference_frames,
+                first_mask=first_mask,
+                **({} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}),
+            )
+        with progress_bar(session, progress) as on_frame:
+            frames = [pack_frame(output) for output in network.propagate_in_video_iterator(session, on_frame=on_frame)]
+        results = make_results(session, frames)
+    return results[0] if query is None or isinstance(query, str) else results
+
+
+def load_model(
+    model: str | os.PathLike[str] | PreTrainedModel | None = None,
+    processor: Any | None = None,
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+) -> tuple[Any, Any]:
+    """Load a model and its processor, ready to segment.
+
+    Args:
+        model: folder, Hub id, loaded model, or `None` for the random demo model.
+        processor (`VisaProcessor`, *optional*): the checkpoint's own by default.
+        device, dtype: as in `segment`.
+
+    Returns:
+        The model in evaluation mode and its processor.
+
+    Raises:
+        FileNotFoundError: if there is no such folder, or no weights in it.
+        ValueError: if weights are missing, the parts do not fit together, or the device or dtype is not available.
+    """
+    torch_device, torch_dtype = resolve_device(device), resolve_dtype(dtype)
+    loaded: Any
+    if isinstance(model, PreTrainedModel):
+        loaded, torch_device = model, model.device if device is None else torch_device
+        if processor is None:
+            processor = _load_processor(str(model.config.name_or_path or ""))
+    elif model is None:
+        logger.warning(DEMO_NOTICE)
+        loaded, demo_processor = make_demo_model()
+        processor = processor or demo_processor
+    else:
+        loaded = _load_weights(_checked_checkpoint(model), torch_dtype)
+        processor = processor or _load_processor(os.fspath(model))
+    if processor.seg_token_id != loaded.config.seg_token_id:
+        raise ValueError(
+            f"The model's [SEG] is token {loaded.config.seg_token_id} but its processor's is "
+            f"{processor.seg_token_id}. Use the processor that was saved with the model."
+        )
+    loaded = loaded.to(torch_device) if torch_dtype is None else loaded.to(torch_device, torch_dtype)
+    return loaded.eval(), processor
+
+
+def resolve_device(device: str | torch.device | None = None) -> torch.device:
+    """Return the device that is meant; `None` or `"auto"` mean the best there is.
+
+    Raises:
+        ValueError: for a device that does not exist, or is not available here.
+    """
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if device is None or device == "auto":
+        return torch.device(next(name for name in ("cuda", "mps", "cpu") if available[name]))
+    try:
+        resolved = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f'`device` is {device!r} but must be "cpu", "cuda", "mps" or "auto".') from error
+    if not available.get(resolved.type, True):
+        usable = ", ".join(name for name, is_there in available.items() if is_there)
+        raise ValueError(f"`device` is {device!r} but this machine, or this PyTorch, has none. Available: {usable}.")
+    return resolved
+
+
+def resolve_dtype(dtype: str | torch.dtype | None = None) -> torch.dtype | None:
+    """Return the floating dtype that is meant; `None` means the checkpoint's own.
+
+    Raises:
+        ValueError: for any other name.
+    """
+    if dtype is None or isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype not in DTYPES:
+        raise ValueError(f"`dtype` is {dtype!r} but must be one of {', '.join(DTYPES)}.")
+    return DTYPES[dtype]
+
+
+@contextmanager
+def progress_bar(session: VisaVideoSession, is_shown: bool) -> Iterator[Callable[[int], None]]:
+    """Show the progress of a propagation on stderr; yields what to call after each frame."""
+    with tqdm(total=session.num_steps, unit="frame", desc="tracking", disable=not is_shown, leave=False) as bar:
+        yield lambda _: bar.update() and None
+
+
+def pack_frame(output: VideoFrameOutput) -> PackedFrame:
+    """Pack one frame's masks of all queries."""
+    return tuple(tuple(PackedMask.pack(mask) for mask in masks.numpy()) for masks in output.masks)
+
+
+def make_results(session: VisaVideoSession, frames: Sequence[PackedFrame]) -> list[VideoSegmentation]:
+    """Gather the packed masks of `session.frame_indices` into one result for each query."""
+    return [
+        VideoSegmentation(
+            query=query.query,
+            answer=query.answer,
+            frame_selection=query.frame_selection,
+            frame_indices=tuple(session.frame_indices),
+            object_masks=tuple(frame[position] for frame in frames),
+            scores=query.scores,
+            height=session.height,
+            width=session.width,
+            fps=session.source.fps,
+            video=session.source.name,
+        )
+        for position, query in enumerate(session.queries)
+    ]
+
+
+def _checked_checkpoint(model: str | os.PathLike[str]) -> str:
+    """Return the name of a checkpoint after refusing a folder that is none."""
+    path = Path(model)
+    if not path.exists():
+        if (
+            isinstance(model, os.PathLike)
+            or path.is_absolute()
+            or len(path.parts) != 2
+            or path.parts[0] in (".", "..")
+        ):
+            raise FileNotFoundError(
+                f"There is no model folder `{path}`. Give the folder of a checkpoint, or a Hub id like `name/model`."
+            )
+        return str(model)
+    if not (path / "config.json").is_file():
+        raise FileNotFoundError(
+            f"`{path}` is no model: it has no config.json. Give a folder that `save_pretrained` wrote."
+        )
+    if not any(True for pattern in _WEIGHT_PATTERNS for _ in path.glob(pattern)):
+        raise FileNotFoundError(
+            f"The model folder `{path}` has no weights ({' or '.join(_WEIGHT_PATTERNS)}). Copy or convert them again."
+        )
+    return str(path)
+
+
+def _load_weights(name: str, dtype: torch.dtype | None) -> VisaForVideoSegmentation:
+    """Load a checkpoint and refuse one in which weights are missing, which transformers would draw at random."""
+    loaded, info = VisaForVideoSegmentation.from_pretrained(
+        name, dtype="auto" if dtype is None else dtype, output_loading_info=True
+    )
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise ValueError(
+            f"The checkpoint `{name}` lacks {len(missing)} tensors of the model it describes ({', '.join(missing[:3])}"
+            f"{', ...' if len(missing) > 3 else ''}). Convert or download it again."
+        )
+    return loaded
+
+
+def _load_processor(name: str) -> Any:
+    """Load the processor that was saved with a checkpoint."""
+    if not name:
+        raise ValueError("The model was not loaded from a folder, so its processor is unknown. Give `processor`.")
+    return VisaProcessor.from_pretrained(name)

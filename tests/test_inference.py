@@ -1,0 +1,351 @@
+"""`segment`: the same masks by every road, and refusals that say what to do."""
+
+import copy
+import json
+import logging
+import re
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.media import cut_off, test_frame, write_constant_rate, write_folder, write_video
+from visa_hf import VisaVideoSession, segment
+from visa_hf.demo import ANSWER, build_demo_checkpoint, make_demo_model
+from visa_hf.inference import load_model, resolve_device, resolve_dtype
+
+
+@pytest.fixture(scope="module")
+def demo():
+    return make_demo_model()
+
+
+@pytest.fixture(scope="module")
+def ask(demo):
+    """`segment` with the demo model, already loaded."""
+    model, processor = demo
+    return lambda video, query=None, **options: segment(video, query, model=model, processor=processor, **options)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint") / "demo"
+    build_demo_checkpoint(folder)
+    return folder
+
+
+def frames_of(num_frames):
+    return np.stack([test_frame(number) for number in range(num_frames)])
+
+
+def square(height=64, width=96):
+    mask = np.zeros((height, width), dtype=bool)
+    mask[10:40, 20:60] = True
+    return mask
+
+
+def test_a_real_file_is_segmented_in_every_frame(ask, tiny_clip):
+    result = ask(tiny_clip, "the white block")
+    assert (len(result), result.height, result.width, result.fps) == (12, 64, 96, 25)
+    assert (result.query, result.answer, result.video) == ("the white block", ANSWER, "tiny")
+    assert (result.frame_selection.target_idx, result.num_objects) == (6, 1)
+    assert result.frame_indices == tuple(range(12))
+    assert result.masks.shape == (12, 64, 96)
+    assert 0.02 < result.masks.mean() < 0.98, "the demo model should neither find nothing nor everything"
+
+
+def test_the_target_mask_is_the_model_s_own(demo, ask, tiny_clip):
+    model, processor = demo
+    result = ask(tiny_clip, "The  White block", target_frame=3, reference_frames=[1, 9])
+    with processor.init_video_session(tiny_clip) as session:
+        *references, target = session.source.get_many([1, 9, 3])
+    output = model.generate_masks(**processor(target, references, "the white block"))
+    assert np.array_equal(result.mask_of(3), output.mask_logits[0][0].numpy() > 0)
+    assert result.scores == pytest.approx(output.iou_scores[0].tolist())
+
+
+def test_two_runs_give_the_same(ask, tiny_clip):
+    assert ask(tiny_clip, "it") == ask(tiny_clip, "it")
+
+
+def test_several_queries_are_the_same_as_one_at_a_time(ask, tiny_clip):
+    queries = ["the white block", "what is left of it?"]
+    together = ask(tiny_clip, queries)
+    assert [result.query for result in together] == queries
+    assert together == [ask(tiny_clip, query) for query in queries]
+
+
+@pytest.mark.parametrize("kind", ["folder", "array", "list", "tensor", "paths"])
+def test_every_kind_of_video_gives_the_same_masks(ask, tmp_path, kind):
+    frames = frames_of(6)
+    video = {
+        "array": frames,
+        "list": [Image.fromarray(frame) for frame in frames],
+        "tensor": torch.tensor(frames),
+        "folder": tmp_path / "frames",
+        "paths": [tmp_path / "frames" / f"frame{number}.png" for number in range(1, 7)],
+    }[kind]
+    write_folder(tmp_path / "frames", 6)
+    expected = ask(frames, "the block")
+    result = ask(video, "the block", fps=10)
+    assert np.array_equal(result.masks, expected.masks)
+    assert (result.fps, expected.fps) == (Fraction(10), None)
+
+
+def test_an_image_is_a_video_of_one_frame(ask, tmp_path):
+    path = tmp_path / "picture.png"
+    Image.fromarray(test_frame(3)).save(path)
+    result = ask(path, "the block")
+    assert (len(result), result.frame_selection.reference_idx, result.video) == (1, (0,), "picture")
+
+
+def test_rotation_stored_in_the_file_is_applied(ask, tmp_path):
+    lossless = {"pix_fmt": "yuv444p", "options": {"qp": "0"}}
+    result = ask(write_video(tmp_path / "turned.mp4", 4, rotation=90, **lossless), "the block")
+    upright = write_video(
+        tmp_path / "upright.mp4", 4, size=(96, 64), draw=lambda n, *_: np.rot90(test_frame(n)).copy(), **lossless
+    )
+    assert (result.height, result.width) == (96, 64)
+    assert np.array_equal(result.masks, ask(upright, "the block").masks)
+
+
+def test_odd_sizes_and_narrow_frames(ask):
+    for height, width in ((17, 31), (33, 16), (200, 40)):
+        frames = np.stack([test_frame(number, height, width) for number in range(3)])
+        assert ask(frames, "the block").masks.shape == (3, height, width)
+
+
+def test_a_first_mask_is_tracked_without_asking(ask):
+    mask = square()
+    result = ask(frames_of(4), first_mask=mask)
+    assert (result.answer, result.query, result.scores) == ("", "", (1.0,))
+    assert result.frame_selection.target_idx == 0
+    assert np.array_equal(result.mask_of(0), mask)
+    named = ask(frames_of(4), "the square", first_mask=mask, target_frame=0)
+    assert np.array_equal(named.masks, result.masks) and named.query == "the square"
+
+
+def test_two_first_masks_are_two_objects_that_never_overlap(ask):
+    masks = np.stack([square(), ~square()])
+    result = ask(frames_of(4), first_mask=masks, target_frame=2)
+    assert result.num_objects == 2
+    for position in range(4):
+        assert result.object_masks_of(position).sum(axis=0).max() <= 1
+
+
+def test_an_empty_first_mask_is_empty_everywhere(ask):
+    assert not ask(frames_of(4), first_mask=np.zeros((64, 96))).masks.any()
+
+
+def test_an_answer_without_seg_is_nothing_to_segment(demo):
+    model, processor = demo
+    silent = copy.deepcopy(model)
+    with torch.no_grad():
+        silent.lm_head.weight[model.config.seg_token_id] = 0
+    result = segment(frames_of(3), "the block", model=silent, processor=processor, max_new_tokens=4)
+    assert (result.num_objects, result.scores, len(result)) == (0, (), 3)
+    assert result.masks.shape == (3, 64, 96) and not result.masks.any()
+
+
+def test_several_seg_tokens_are_several_objects_that_never_overlap(demo):
+    model, processor = demo
+    talkative = copy.deepcopy(model)
+    seg = model.config.seg_token_id
+    with torch.no_grad():
+        # After a [SEG], say [SEG] again: its own channel is the one that leads to it.
+        talkative.get_input_embeddings().weight[seg] = talkative.get_input_embeddings().weight[seg].roll(0)
+        talkative.lm_head.weight[seg] = 0
+        talkative.lm_head.weight[seg, :4] = 1
+    result = segment(frames_of(3), "the blocks", model=talkative, processor=processor, max_new_tokens=3)
+    assert result.answer.count("[SEG]") == result.num_objects == 3
+    for position in range(3):
+        assert result.object_masks_of(position).sum(axis=0).max() <= 1
+
+
+def test_the_threshold_is_a_probability_on_the_target_frame(ask, tiny_clip):
+    loose, strict = (ask(tiny_clip, "it", threshold=threshold).mask_of(6) for threshold in (0.3, 0.7))
+    assert strict.sum() < loose.sum() and not (strict & ~loose).any()
+
+
+def test_every_third_frame_around_the_target(ask):
+    frames = frames_of(10)
+    result = ask(frames, first_mask=square(), target_frame=4, every=3)
+    assert result.frame_indices == (1, 4, 7)
+    assert np.array_equal(result.masks, ask(frames[1::3], first_mask=square(), target_frame=1).masks)
+
+
+def test_a_part_of_the_video_in_seconds_and_in_frames(ask, tmp_path):
+    path = write_constant_rate(tmp_path / "clip.mp4", 20)
+    by_frames = ask(path, "the block", start="5f", end="10f")
+    by_seconds = ask(path, "the block", start=0.2, end=0.4)  # 25 frames per second
+    assert by_frames == by_seconds
+    assert by_frames.frame_indices == (5, 6, 7, 8, 9)
+    assert by_frames.frame_selection.target_idx == 7
+    assert set(by_frames.frame_selection.reference_idx) <= set(range(5, 10))
+
+
+def test_a_truncated_file_is_used_up_to_its_damage_when_allowed(ask, tmp_path):
+    # Index first, so that a file that breaks off can be opened.
+    whole = write_constant_rate(tmp_path / "whole.mp4", 60, container_options={"movflags": "faststart"})
+    broken = cut_off(whole, tmp_path / "broken.mp4", 0.7)
+    with pytest.raises(ValueError, match=re.escape("`allow_truncated=True` (`--allow-truncated`)")):
+        ask(broken, first_mask=square())
+    result = ask(broken, first_mask=square(), allow_truncated=True)
+    assert 0 < len(result) < 60
+
+
+def test_a_saved_checkpoint_gives_the_same_as_the_model(ask, checkpoint, tiny_clip):
+    assert segment(tiny_clip, "it", model=checkpoint, device="cpu") == ask(tiny_clip, "it")
+    # A loaded model knows the folder of its processor.
+    model, _ = load_model(str(checkpoint), device="cpu")
+    assert segment(tiny_clip, "it", model=model) == ask(tiny_clip, "it")
+
+
+def test_without_a_model_the_demo_says_that_it_is_one(ask, tiny_clip, caplog):
+    with caplog.at_level(logging.WARNING, logger="visa_hf.inference"):
+        result = segment(tiny_clip, "it", device="cpu")
+    (record,) = caplog.records
+    assert "small random demo model, whose masks mean nothing" in record.getMessage()
+    assert result == ask(tiny_clip, "it")
+
+
+def test_the_demo_model_leaves_the_random_state_alone():
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    make_demo_model()
+    assert torch.equal(torch.rand(4), expected)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_other_number_formats_run(checkpoint, tiny_clip, dtype):
+    result = segment(tiny_clip, "it", model=checkpoint, dtype=dtype, device="cpu", end="3f")
+    assert result.masks.shape == (3, 64, 96)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"query": ""}, ValueError, "`query` is empty"),
+        ({"query": "  \n"}, ValueError, "`query` is empty"),
+        ({"query": []}, ValueError, "`query` is an empty list"),
+        ({}, ValueError, "Neither `query` nor `first_mask` is given"),
+        ({"query": "the [SEG]"}, ValueError, "`[SEG]`, which the model reads as a special token"),
+        ({"query": "an <image>"}, ValueError, "`<image>`, which the model reads as a special token"),
+        ({"query": "cat " * 5000}, ValueError, "fit into the model's context"),
+        ({"query": "it", "target_frame": 12}, ValueError, "`target_frame` is 12 but the video"),
+        ({"first_mask": square(), "target_frame": 12}, ValueError, "`target_frame` is 12 but the video"),
+        ({"first_mask": square(10, 12)}, ValueError, "`first_mask` has shape (10, 12) but the frames are 64 x 96"),
+        ({"query": "it", "target_frame": 1, "start": "2f"}, ValueError, "has frames 2 to 11. Give one of those."),
+        ({"query": "it", "max_frames": 11}, ValueError, "12 frames would be tracked but `max_frames` is 11"),
+        ({"query": "it", "start": 9}, ValueError, "No frame lies between `start` 9 and `end` None"),
+        ({"query": "it", "threshold": 2}, ValueError, "`threshold` is 2 but must be a probability"),
+        ({"query": "it", "fps": 5}, ValueError, "is a video file with its own: omit it"),
+    ],
+)
+def test_bad_input_is_refused(ask, tiny_clip, options, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        ask(tiny_clip, **options)
+
+
+def test_no_such_video(ask, tmp_path):
+    with pytest.raises(FileNotFoundError, match="There is no video at"):
+        ask(tmp_path / "none.mp4", "it")
+
+
+def test_the_video_is_looked_at_before_the_model_is_loaded(tmp_path):
+    with pytest.raises(FileNotFoundError, match="There is no video at"):
+        segment(tmp_path / "none.mp4", "it", model=tmp_path / "nor a model")
+
+
+def test_a_checkpoint_that_cannot_be_used_is_refused(checkpoint, tmp_path):
+    with pytest.raises(FileNotFoundError, match="There is no model folder"):
+        load_model(tmp_path / "none")
+    with pytest.raises(FileNotFoundError, match="is no model: it has no config.json"):
+        load_model(tmp_path)
+    for file in checkpoint.iterdir():
+        if file.suffix != ".safetensors":
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    with pytest.raises(FileNotFoundError, match=re.escape("has no weights (*.safetensors or pytorch_model*.bin)")):
+        load_model(tmp_path)
+
+
+def test_a_checkpoint_that_lacks_weights_is_refused(checkpoint, demo, tmp_path):
+    model, processor = demo
+    weights = {name: value for name, value in model.state_dict().items() if not name.startswith("lm_head")}
+    model.save_pretrained(tmp_path, state_dict=weights)
+    processor.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"lacks 1 tensors of the model it describes \(lm_head.weight\)"):
+        load_model(tmp_path)
+
+
+def test_a_checkpoint_without_seg_is_refused(checkpoint, tmp_path):
+    for file in checkpoint.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    tokenizer = json.loads((tmp_path / "tokenizer.json").read_text())
+    tokenizer["added_tokens"] = [token for token in tokenizer["added_tokens"] if token["content"] != "[SEG]"]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    settings = {key: value for key, value in settings.items() if "SEG" not in json.dumps(value)}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match=re.escape("`seg_token` '[SEG]' is not one known token of the tokenizer")):
+        load_model(tmp_path)
+
+
+def test_a_processor_of_another_model_is_refused(demo):
+    model, processor = demo
+    other = copy.deepcopy(model)
+    other.config.seg_token_id = 5
+    with pytest.raises(ValueError, match=re.escape("The model's [SEG] is token 5 but its processor's is 1200.")):
+        load_model(other, processor)
+
+
+def test_a_model_from_nowhere_needs_a_processor(demo):
+    with pytest.raises(ValueError, match="its processor is unknown. Give `processor`."):
+        load_model(demo[0])
+
+
+def test_a_model_without_a_tracker_segments_images_only(demo):
+    model, processor = demo
+    untracked = copy.deepcopy(model)
+    untracked.tracker = None
+    assert len(segment(frames_of(1), "it", model=untracked, processor=processor)) == 1
+    with pytest.raises(ValueError, match="The model has no tracker, but the video has 3 frames"):
+        segment(frames_of(3), "it", model=untracked, processor=processor)
+
+
+def test_devices_and_number_formats_that_do_not_exist():
+    assert resolve_device("cpu").type == "cpu"
+    assert resolve_dtype("bfloat16") is torch.bfloat16 and resolve_dtype(None) is None
+    with pytest.raises(ValueError, match="`device` is 'gpu' but must be"):
+        resolve_device("gpu")
+    with pytest.raises(ValueError, match="`dtype` is 'int8' but must be one of float32, bfloat16, float16"):
+        resolve_dtype("int8")
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="`device` is 'cuda' but this machine, or this PyTorch, has none"):
+            resolve_device("cuda")
+
+
+def test_a_video_file_without_pyav_says_what_to_install(ask, tiny_clip, monkeypatch):
+    monkeypatch.setattr("visa_hf.modeling.frame_source_visa.is_av_available", lambda: False)
+    with pytest.raises(ImportError, match="pip install av"):
+        ask(tiny_clip, "it")
+
+
+def test_the_video_is_closed_also_after_an_error(ask, tiny_clip, monkeypatch):
+    closed = []
+    monkeypatch.setattr(VisaVideoSession, "close", lambda self: closed.append(self.source))
+    with pytest.raises(ValueError, match="`target_frame` is 99"):
+        ask(tiny_clip, "it", target_frame=99)
+    assert len(closed) == 1
+
+
+def test_progress_goes_to_stderr(ask, tiny_clip, capsys):
+    ask(tiny_clip, "it", progress=True)
+    captured = capsys.readouterr()
+    assert captured.out == "" and "tracking" in captured.err
+    ask(tiny_clip, "it")
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", "")
