@@ -31,6 +31,7 @@ from visa_hf.inference import (
     progress_bar,
     resolve_device,
 )
+from visa_hf.modeling.frame_source_visa import _image_files_of as image_files_of
 from visa_hf.modeling.outputs_visa import VideoFrameOutput, VideoSegmentation
 from visa_hf.modeling.video_session_visa import VisaVideoSession
 from visa_hf.rendering import (
@@ -47,8 +48,8 @@ from visa_hf.rle import encode_mask
 DEFAULT_FPS = 25
 # All that `visa segment` writes; `--overwrite` replaces these and touches nothing else.
 OUTPUT_NAMES = ("overlay.mp4", "Annotations", "Probabilities", "Cutouts", "predictions.jsonl")
-# What a user can cause. Anything else is a defect of ours, and keeps its traceback.
-_EXPECTED_ERRORS = (ValueError, TypeError, ImportError, OSError, MemoryError, torch.OutOfMemoryError)
+# What a user can cause, or a machine. Anything else is a defect of ours, and keeps its traceback.
+_EXPECTED_ERRORS = (ValueError, TypeError, ImportError, OSError, RuntimeError, MemoryError)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -202,7 +203,7 @@ def _written(
 ) -> Iterator[PackedFrame]:
     """Write the files of each frame; yield the packed masks of those that were tracked."""
     video = _safe_name(session.source.name)
-    names = frame_names(session)
+    names = frame_names(session.source)
     with ExitStack() as stack:
         overlay = None if args.no_overlay else stack.enter_context(_overlay_writer(folder / "overlay.mp4", session))
         shown = np.zeros((0, session.height, session.width), dtype=bool)
@@ -247,9 +248,18 @@ def _overlay_writer(path: Path, session: VisaVideoSession) -> VideoWriter:
     return VideoWriter(path, height=session.height, width=session.width, **timing, **sound)
 
 
-def frame_names(session: VisaVideoSession) -> list[str]:
-    """Return what the files of each frame are called: its number, in five digits."""
-    return [f"{frame_idx:05d}" for frame_idx in range(session.source.num_frames)]
+def frame_names(source: Any) -> list[str]:
+    """Return what the files of each frame are called: the images' own names for a folder, else numbers of five digits.
+
+    Args:
+        source (`FrameSource`): the whole video.
+    """
+    names = [f"{frame_idx:05d}" for frame_idx in range(source.num_frames)]
+    if source.path is not None and source.path.is_dir():
+        own = [file.stem for file in image_files_of(source.path)[: source.num_frames]]
+        # Images that differ in their suffix alone would overwrite each other's results.
+        names = own if len(set(own)) == len(own) else names
+    return names
 
 
 def prediction_row(expression_id: int, result: VideoSegmentation) -> dict[str, Any]:

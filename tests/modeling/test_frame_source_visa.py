@@ -1,6 +1,7 @@
 """Frames against a plain decoding of the whole file, which is slow and keeps everything, but cannot be wrong."""
 
 import contextlib
+import gc
 import tracemalloc
 from collections.abc import Callable
 from fractions import Fraction
@@ -78,9 +79,9 @@ def decoded_frames(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     converted: list[int] = []
     to_rgb = frame_source_visa._frame_to_rgb
 
-    def counting(frame: Any) -> np.ndarray:
+    def counting(frame: Any, display_matrix: tuple[int, ...] | None) -> np.ndarray:
         converted.append(frame.pts)
-        return to_rgb(frame)
+        return to_rgb(frame, display_matrix)
 
     monkeypatch.setattr(frame_source_visa, "_frame_to_rgb", counting)
     return converted
@@ -209,6 +210,18 @@ def test_forward_reading_decodes_each_frame_once(clip: Path, decoded_frames: lis
     with open_frames(clip) as source:
         decoded_frames.clear()
         assert sum(1 for _ in source.iterate()) == len(decoded_frames) == len(set(decoded_frames)) == 60
+
+
+def test_decoded_frames_do_not_wait_for_the_garbage_collector(clip: Path) -> None:
+    with open_frames(clip) as source:
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in source.iterate():
+                alive = sum(type(thing) is av.VideoFrame for thing in gc.get_objects())
+                assert alive <= 24  # what frame threads hand over at the end of the file
+        finally:
+            gc.enable()
 
 
 @pytest.mark.parametrize("limit", [1, 5, 64])

@@ -486,6 +486,26 @@ def test_beams_and_several_answers_have_masks_too(tiny_config, tiny_model, spoke
             assert_same_answer(several, row, single, row // times)
 
 
+def test_speculative_decoding_has_the_same_masks(tiny_config, tiny_model) -> None:
+    batch = prompts(make_batch(tiny_config, [(0, 0)], [2]))
+    answer = [[7, 1200, 7, 1200, 7, 1200, 2]]
+    outputs = [
+        tiny_model.generate_masks(**batch, max_new_tokens=8, logits_processor=say(answer, batch), **settings)
+        for settings in ({}, {"prompt_lookup_num_tokens": 3})
+    ]
+    assert [output.answer_ids[0].tolist() for output in outputs] == answer * 2
+    assert len(outputs[0].mask_logits[0]) == 3
+    assert_same_answer(outputs[0], 0, outputs[1], 0)
+
+
+def test_text_alone_is_answered_too(tiny_config, tiny_model) -> None:
+    batch = prompts(make_batch(tiny_config, [(-1, 0), (-1, 0)], [], []))
+    for settings in ({}, {"num_beams": 2}):
+        output = tiny_model.generate_masks(**batch, max_new_tokens=4, **settings)
+        text = tiny_model.generate(**batch, max_new_tokens=4, do_sample=False, **settings)
+        assert torch.equal(output.sequences, text)
+
+
 def test_sampling_is_repeated_by_its_seed(tiny_config, tiny_model) -> None:
     batch = prompts(make_batch(tiny_config))
     answers = []
@@ -533,6 +553,24 @@ def test_an_answer_ends_where_the_context_ends(tiny_config, tiny_model) -> None:
         model.generate_masks(**batch)
 
 
+@pytest.mark.parametrize(
+    ("name", "spoil", "message"),
+    [
+        ("sam_pixel_values", lambda frames: None, "There are 0 target frames in `sam_pixel_values` but 2 videos"),
+        ("sam_pixel_values", lambda frames: frames[:1], "There are 1 target frames in `sam_pixel_values`"),
+        ("sam_pixel_values", lambda frames: frames[..., :9], "but .videos, 3, 128, 128. is needed"),
+        ("reshaped_input_sizes", lambda sizes: sizes + 99, "frame of 1 to 128 pixels a side inside SAM's square"),
+        ("pixel_values", lambda frames: frames[..., :9], "but .frames, 3, 64, 64. is needed"),
+    ],
+)
+def test_bad_frames_are_refused_before_anything_is_generated(name, spoil, message, tiny_config, tiny_model) -> None:
+    """Whether the answer has a [SEG] or not."""
+    batch = prompts(make_batch(tiny_config))
+    batch[name] = spoil(batch[name])
+    with pytest.raises(ValueError, match=message):
+        tiny_model.generate_masks(**batch, max_new_tokens=2, logits_processor=say([[2]], batch))
+
+
 def test_prompts_are_padded_on_the_left(tiny_config, tiny_model) -> None:
     batch = without(make_batch(tiny_config), "labels", "mask_labels")
     with pytest.raises(ValueError, match="padded on the right, where its answer should go"):
@@ -569,11 +607,11 @@ BAD_BATCHES: dict[str, tuple[Any, str]] = {
     ),
     "target frames of a wrong size": (
         change("sam_pixel_values", lambda value: value[..., :64]),
-        r"`sam_pixel_values` has shape .* but \(videos, 3, 128, 128\) is needed",
+        r"`sam_pixel_values` has shape \(2, 3, 128, 64\) but \(videos, 3, 128, 128\) is needed",
     ),
     "target frames of a wrong number": (
         change("sam_pixel_values", lambda value: value[:1]),
-        "There are 1 target frames in `sam_pixel_values` .* but 2 videos",
+        "There are 1 target frames in `sam_pixel_values` but 2 videos in `num_frames`",
     ),
     "frames that do not add up": (
         change("num_frames", lambda value: value + 1),
@@ -609,7 +647,11 @@ BAD_BATCHES: dict[str, tuple[Any, str]] = {
     ),
     "a resized frame larger than its square": (
         change("reshaped_input_sizes", lambda value: value + 100),
-        "do not fit `padded_size` 128",
+        r"Video 0 has `original_sizes` \(40, 64\) and `reshaped_input_sizes` \(180, 228\), but a frame of 1 to 128",
+    ),
+    "no resized sizes": (
+        lambda batch: batch.pop("reshaped_input_sizes"),
+        r"Video 0 has `original_sizes` \(40, 64\) and `reshaped_input_sizes` \(0, 0\)",
     ),
     "too few masks": (
         change("mask_labels", lambda value: [value[0], value[1][:1], *value[2:]]),
@@ -625,7 +667,7 @@ BAD_BATCHES: dict[str, tuple[Any, str]] = {
     ),
     "masks without a target frame": (
         lambda batch: batch.pop("sam_pixel_values"),
-        "There are 0 target frames in `sam_pixel_values` .* but 2 videos",
+        "There are 0 target frames in `sam_pixel_values` but 2 videos",
     ),
     "labels of another shape": (
         change("labels", lambda value: value[:, :-1]),

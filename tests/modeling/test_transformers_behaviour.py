@@ -107,16 +107,19 @@ def test_a_device_map_loads_the_same(batch, output, folder) -> None:
 
 @torch.no_grad()
 def test_parts_on_disk_compute_the_same(batch, output, folder, tmp_path) -> None:
-    """Offloaded parts get their weights from hooks, which reading a weight from outside its module goes past."""
+    """Offloaded parts get their weights from hooks, which reading a weight from outside its module goes past.
+
+    SAM's mask decoder of transformers reads its tokens like that, so it cannot be offloaded.
+    """
     device_map = {
         "model.vision_tower": "cpu",
         "model.mm_projector": "disk",
         "model.language_model": "disk",
         "model.text_hidden_fcs": "cpu",
         "model.sam.vision_encoder": "disk",
-        "model.sam.prompt_encoder": "cpu",
-        "model.sam.shared_image_embedding": "cpu",
-        "model.sam.mask_decoder": "disk",
+        "model.sam.prompt_encoder": "disk",
+        "model.sam.shared_image_embedding": "disk",
+        "model.sam.mask_decoder": "cpu",
         "lm_head": "disk",
         "tracker": "cpu",
     }
@@ -137,13 +140,13 @@ def test_every_weight_and_buffer_is_initialised() -> None:
         values = tensor.float()
         assert values.isfinite().all(), name
         assert values.abs().max() < 100, name
-        if tensor.ndim > 1 and "rel_pos" not in name and "pos_embed" not in name:
-            # The positional matrix of SAM is the largest, drawn with 1.
+        is_drawn = isinstance(tensor, nn.Parameter) and tensor.ndim > 1
+        if is_drawn and "rel_pos" not in name and "pos_embed" not in name:
+            # The positional matrix of SAM is the largest, drawn with 1 as SAM itself does.
             assert 0 < values.std() <= 1.5 and values.mean().abs() < 0.5, name
     built = VisaForVideoSegmentation(config)
     for name, buffer in built.named_buffers():
-        if "positional_embedding" not in name:  # drawn at random
-            assert torch.equal(poison.get_buffer(name), buffer), name
+        assert torch.equal(poison.get_buffer(name), buffer), name
 
 
 def test_a_seed_makes_the_model() -> None:
@@ -239,9 +242,7 @@ def test_a_conversation_can_go_on_from_a_cache(tiny_model) -> None:
     batch = make_batch(tiny_model.config, [(0, 1)], [2])
     whole = tiny_model(**batch)
     split = int((batch["input_ids"][0] == tiny_model.config.image_token_id).nonzero()[-1]) + 1
-    begun = tiny_model(
-        input_ids=batch["input_ids"][:, :split], pixel_values=batch["pixel_values"], use_cache=True
-    )
+    begun = tiny_model(input_ids=batch["input_ids"][:, :split], pixel_values=batch["pixel_values"], use_cache=True)
     ended = tiny_model(input_ids=batch["input_ids"][:, split:], past_key_values=begun.past_key_values)
     torch.testing.assert_close(ended.logits, whole.logits[:, split:], atol=1e-5, rtol=1e-4)
 

@@ -3,7 +3,8 @@
 J and F are those of DAVIS (Perazzi et al., CVPR 2016, section 5), A and R those of the VISA paper (arXiv 2407.11325).
 Masks are packed to 64 pixels a word, and boundaries are compared by shifting words: the same counts as the classical
 way with full-frame maps and a disk (`tests/evaluation/davis_reference.py`), at a fraction of its time.
-Reads no files, and knows neither model nor trainer nor data set. The header of `score_clip` is the place to begin.
+Reads no files, and knows neither model nor trainer nor data set. Begin at `score_clip`. All in one file, longer than
+most, because nothing in it is of use without the rest: averages need scores, scores need the packed masks.
 """
 
 import math

@@ -9,10 +9,11 @@ unknown field name are refused. What concerns one run only (thresholds, devices)
 import difflib
 import math
 from collections.abc import Iterable
-from functools import cache
-from typing import Any, Literal
+from functools import cache, wraps
+from typing import Any, Literal, TypeVar
 
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, CLIPVisionConfig, PreTrainedConfig, SamConfig
 from transformers.configuration_utils import SubConfigSpec
 
@@ -94,9 +95,9 @@ def _known_names(config_class: type[PreTrainedConfig]) -> frozenset[str]:
 
 def unknown_name_error(name: str, known: Iterable[str], owner: str) -> ValueError:
     """Return the error for `name`, which `owner` does not know, with the nearest of the names that it knows."""
-    known = sorted(known)
-    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"Did you mean `{nearest[0]}`?" if nearest else f"Known fields: {', '.join(known)}."
+    nearest = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.5)
+    own = sorted(set(known) - set(PreTrainedConfig.__dataclass_fields__))
+    hint = f"Did you mean `{nearest[0]}`?" if nearest else f"Known fields: {', '.join(own)}."
     return ValueError(f"`{name}` is not a field of {owner}. {hint}")
 
 
@@ -117,7 +118,7 @@ def _checked_sub_config(values: dict[str, Any], config_class: type[PreTrainedCon
             f"`{owner}` has model_type {model_type!r} but {config_class.model_type!r} is needed. "
             f"Give the values of a {config_class.__name__}."
         )
-    known = _known_names(config_class)
+    known = _known_names(config_class)  # type: ignore[arg-type] # mypy takes the hash of its instances for its own
     values = {name: value for name, value in values.items() if name in known or name not in _TRANSFORMERS_4}
     nested = config_class.sub_configs_defaults or {}
     for name, spec in nested.items():
@@ -125,6 +126,28 @@ def _checked_sub_config(values: dict[str, Any], config_class: type[PreTrainedCon
             values[name] = _checked_sub_config(values[name], spec.config_class, f"{owner}.{name}")
     _refuse_unknown(set(values), known, f"`{owner}` ({config_class.__name__})")
     return values
+
+
+_ConfigClass = TypeVar("_ConfigClass", bound=type)
+
+
+def _plain_errors(config_class: _ConfigClass) -> _ConfigClass:
+    """Let a strict configuration raise `ValueError` and `TypeError`, with nothing but their text around it."""
+
+    def plain(method: Any) -> Any:
+        @wraps(method)
+        def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+            try:
+                return method(self, *args, **kwargs)
+            except StrictDataclassError as error:
+                kind = TypeError if isinstance(error.__cause__, TypeError) else ValueError
+                raise kind(str(error.__cause__ or error)) from error
+
+        return call
+
+    for name in ("__init__", "__setattr__", "validate"):
+        setattr(config_class, name, plain(getattr(config_class, name)))
+    return config_class
 
 
 class _StrictConfig(PreTrainedConfig):
@@ -183,6 +206,7 @@ def _positive(owner: PreTrainedConfig, *names: str) -> None:
             raise ValueError(f"`{name}` is {getattr(owner, name)} but must be at least 1.")
 
 
+@_plain_errors
 @strict
 class XMemConfig(_StrictConfig):
     r"""Configuration of the tracker [`XMemModel`]: network sizes and how its three memories are run.
@@ -355,10 +379,13 @@ _SAM_VIT_H = {
         "num_hidden_layers": 32,
         "num_attention_heads": 16,
         "global_attn_indexes": (7, 15, 23, 31),
-    }
+    },
+    # PyTorch's default, which segment-anything's two-way transformer uses; transformers' differs.
+    "mask_decoder_config": {"layer_norm_eps": 1e-5},
 }
 
 
+@_plain_errors
 @strict
 class VisaConfig(_StrictConfig):
     r"""Configuration of [`VisaForVideoSegmentation`]. The defaults are the published VISA-7B without its tracker.
@@ -389,6 +416,7 @@ class VisaConfig(_StrictConfig):
 
     Raises:
         ValueError: for an unknown field name, here or in a sub-configuration, and for values that do not fit together.
+        TypeError: for a value of a wrong type, also when it is assigned later.
     """
 
     model_type = "visa"
@@ -492,6 +520,7 @@ class VisaConfig(_StrictConfig):
                     "mlp_dim": 64,
                     "num_attention_heads": 2,
                     "iou_head_hidden_dim": 32,
+                    "layer_norm_eps": 1e-5,
                 },
             },
             "tracker_config": XMemConfig.tiny(),

@@ -548,7 +548,12 @@ class _VideoFile(FrameSource):
         self._index = index_video(self._av, path, allow_truncated=allow_truncated)
         self._idle: VideoDecoder | None = VideoDecoder(self._av, self._index)
         try:
-            first = _frame_to_rgb(self._idle.read(0))
+            frame = self._idle.read(0)
+            # Asked once, since it is the file's and since an `av.VideoFrame` that was asked for side data is in a
+            # reference cycle: frames would pile up until the garbage collector comes.
+            matrix = frame.side_data.get("DISPLAYMATRIX")
+            self._display_matrix = None if matrix is None else struct.unpack("=9i", bytes(matrix))
+            first = _frame_to_rgb(frame, self._display_matrix)
         except BaseException:
             self._idle.close()
             raise
@@ -579,7 +584,7 @@ class _VideoFile(FrameSource):
         try:
             for index in indices:
                 self._require_open()
-                frame = _frame_to_rgb(decoder.read(index))
+                frame = _frame_to_rgb(decoder.read(index), self._display_matrix)
                 if frame.shape[:2] != (self.height, self.width):
                     raise ValueError(
                         f"Frame {index} of `{self.path}` is {frame.shape[1]}x{frame.shape[0]}, but the video began as "
@@ -607,12 +612,11 @@ def _import_av(path: Path) -> Any:
     )
 
 
-def _frame_to_rgb(frame: Any) -> np.ndarray:
+def _frame_to_rgb(frame: Any, display_matrix: tuple[int, ...] | None) -> np.ndarray:
     """Make an `(H, W, 3)` uint8 array of an `av.VideoFrame`, turned and mirrored as its display matrix says."""
     has_alpha = frame.format.has_palette or any(component.is_alpha for component in frame.format.components)
     rgb = _array_to_rgb(frame.to_ndarray(format="rgba")) if has_alpha else frame.to_ndarray(format="rgb24")
-    matrix = frame.side_data.get("DISPLAYMATRIX")
-    return rgb if matrix is None else _orient(rgb, struct.unpack("=9i", bytes(matrix)))
+    return rgb if display_matrix is None else _orient(rgb, display_matrix)
 
 
 def _orient(rgb: np.ndarray, matrix: tuple[int, ...]) -> np.ndarray:

@@ -48,6 +48,8 @@ def expand_frame_key(frame_key: Tensor, selection: Tensor) -> Tensor:
 def similarity(key: Tensor, shrinkage: Tensor, frame_key: Tensor, selection: Tensor) -> Tensor:
     """Return the anisotropic L2 similarity (XMem equation 2) of each position with each memory element, at most 0.
 
+    All tensors may have the same leading dimensions (a batch).
+
     Args:
         key (`torch.Tensor` of shape `(L, CK)`): keys of the memory elements.
         shrinkage (`torch.Tensor` of shape `(L, 1)`): their shrinkage.
@@ -57,7 +59,7 @@ def similarity(key: Tensor, shrinkage: Tensor, frame_key: Tensor, selection: Ten
     Returns:
         `torch.Tensor` of shape `(P, L)`.
     """
-    return expand_frame_key(frame_key, selection) @ expand_memory_key(key, shrinkage).T
+    return expand_frame_key(frame_key, selection) @ expand_memory_key(key, shrinkage).mT
 
 
 def top_k_softmax(similarities: Tensor, top_k: int | None) -> tuple[Tensor, Tensor | None]:

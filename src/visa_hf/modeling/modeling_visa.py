@@ -3,13 +3,13 @@
 A visual tower and token merging make visual tokens, a language model answers, and the state that predicted each [SEG]
 of the answer prompts SAM on the target frame (VISA, https://huggingface.co/papers/2407.11325, section 3). Letters:
 N conversations about B videos of F frames in all, S tokens, L visual tokens a frame, K masks, D and C the widths of
-the language model and of SAM. Frames are chosen in frame_sampling_visa.py, tensors made in processing_visa.py, masks
-carried through a video in video_session_visa.py with the tracker of modeling_xmem.py: none of it happens here.
+the language model and of SAM. Frames are chosen in frame_sampling_visa.py, tensors made in processing_visa.py and
+checked in inputs_visa.py, masks carried through a video in video_session_visa.py with the tracker of modeling_xmem.py:
+none of it happens here.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from itertools import accumulate
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,7 +22,17 @@ from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_visa import VisaConfig, unknown_name_error
-from .losses_visa import IGNORE_INDEX, mask_bce_loss, mask_dice_loss, mean_loss, text_loss_sum_and_count
+from .inputs_visa import (
+    Videos,
+    check_image_tokens,
+    check_segs,
+    check_shape,
+    check_targets,
+    check_text,
+    check_videos,
+    sam_feature_shape,
+)
+from .losses_visa import mask_bce_loss, mask_dice_loss, mean_loss, text_loss_sum_and_count
 from .mask_sizes_visa import upscale_mask_logits
 from .modeling_xmem import XMemModel
 from .outputs_visa import VisaGenerateOutput, VisaOutput
@@ -65,107 +75,6 @@ class VisaStepOutput(VisaOutput):
     attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
-@dataclass(frozen=True)
-class _Videos:
-    """Which video each conversation is about, how many frames each has, and the sizes of its target: checked numbers.
-
-    `video_of` has N entries (-1: text only), `num_frames`, `original_sizes` and `reshaped_sizes` have B; an original
-    size of (0, 0) means that the video has no target.
-    """
-
-    video_of: list[int]
-    num_frames: list[int]
-    original_sizes: list[tuple[int, int]]
-    reshaped_sizes: list[tuple[int, int]]
-
-    def frames_of(self, conversation: int) -> int:
-        """Number of frames that a conversation shows."""
-        video = self.video_of[conversation]
-        return 0 if video < 0 else self.num_frames[video]
-
-    def sizes_of(self, conversation: int) -> tuple[tuple[int, int], tuple[int, int]]:
-        """(H, W) of the target frame of a conversation, and inside SAM's square; (0, 0) without a target."""
-        video = self.video_of[conversation]
-        return ((0, 0), (0, 0)) if video < 0 else (self.original_sizes[video], self.reshaped_sizes[video])
-
-    def has_target(self, conversation: int) -> bool:
-        """Whether there is a frame to segment."""
-        return self.sizes_of(conversation)[0] != (0, 0)
-
-
-def _as_list(values: Tensor | Sequence[Any]) -> list[Any]:
-    return values.tolist() if isinstance(values, Tensor) else list(values)
-
-
-def _as_sizes(values: Tensor | Sequence[Any] | None, num_videos: int, name: str) -> list[tuple[int, int]]:
-    """Return B sizes (H, W); without `values` no video has a target."""
-    if values is None:
-        return [(0, 0)] * num_videos
-    sizes = [(int(height), int(width)) for height, width in _as_list(values)]
-    if len(sizes) != num_videos:
-        raise ValueError(f"`{name}` has {len(sizes)} rows but there are {num_videos} videos. Give one (H, W) each.")
-    return [(0, 0) if 0 in size else size for size in sizes]
-
-
-def _check_videos(
-    num_conversations: int,
-    total_frames: int,
-    num_frames: Tensor | Sequence[int] | None,
-    conversation_to_video: Tensor | Sequence[int] | None,
-    original_sizes: Tensor | Sequence[Any] | None = None,
-    reshaped_sizes: Tensor | Sequence[Any] | None = None,
-) -> _Videos:
-    """Check what `forward` was told about its videos and return it as numbers.
-
-    Without `num_frames`, all frames are those of one video. Without `conversation_to_video`, conversation n is about
-    video n, and conversations without any video are text only.
-    """
-    if num_frames is None:
-        if total_frames and num_conversations > 1:
-            raise ValueError(
-                f"`pixel_values` holds {total_frames} frames for {num_conversations} conversations without "
-                "`num_frames`. Say how many frames each video has."
-            )
-        num_frames = [total_frames] if total_frames else []
-    frames = _as_list(num_frames)
-    if sum(frames) != total_frames or min(frames, default=0) < 0:
-        raise ValueError(
-            f"`num_frames` is {frames}, {sum(frames)} in all, but `pixel_values` holds {total_frames} frames. "
-            "Both must tell of the same frames."
-        )
-    if conversation_to_video is None:
-        if frames and len(frames) != num_conversations:
-            raise ValueError(
-                f"There are {num_conversations} conversations about {len(frames)} videos. Say with "
-                "`conversation_to_video` which video each conversation is about."
-            )
-        conversation_to_video = range(num_conversations) if frames else [-1] * num_conversations
-    video_of = _as_list(conversation_to_video)
-    if len(video_of) != num_conversations:
-        raise ValueError(
-            f"`conversation_to_video` has {len(video_of)} entries but there are {num_conversations} conversations. "
-            "Give one index of a video each, or -1 for text only."
-        )
-    for conversation, video in enumerate(video_of):
-        if not -1 <= video < len(frames):
-            raise ValueError(
-                f"`conversation_to_video` names video {video} for conversation {conversation} but there are "
-                f"{len(frames)} videos. Give an index from 0 to {len(frames) - 1}, or -1 for text only."
-            )
-    return _Videos(
-        video_of,
-        frames,
-        _as_sizes(original_sizes, len(frames), "original_sizes"),
-        _as_sizes(reshaped_sizes, len(frames), "reshaped_input_sizes"),
-    )
-
-
-def _frame_rows(videos: _Videos) -> list[int]:
-    """Rows of the frames' tokens in the order of the conversations, each with all frames of its video."""
-    starts = [0, *accumulate(videos.num_frames)]
-    return [row for video in videos.video_of if video >= 0 for row in range(starts[video], starts[video + 1])]
-
-
 def _positions_after_padding(attention_mask: Tensor) -> Tensor:
     """Positions that count from the first token that is not padding: (N, S) -> (N, S), int64."""
     num_leading = (attention_mask.cumsum(dim=1) == 0).sum(dim=1, keepdim=True)
@@ -188,17 +97,12 @@ def _is_trainable(module: nn.Module) -> bool:
     return any(parameter.requires_grad for parameter in module.parameters())
 
 
-def _encoded(image_tokens: Tensor | None, videos: _Videos) -> dict[str, Any]:
+def _encoded(image_tokens: Tensor | None, videos: Videos) -> dict[str, Any]:
     """Keyword of `forward` and `generate` for the visual tokens of all frames, (F, L, D)."""
-    rows = _frame_rows(videos)
+    rows = videos.frame_rows()
     if image_tokens is None or not rows:
         return {}
     return {"mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=image_tokens[rows])}}
-
-
-def _repeated(videos: _Videos, times: int) -> _Videos:
-    """The same videos with each conversation repeated, as `generate` does for several answers to one prompt."""
-    return replace(videos, video_of=[video for video in videos.video_of for _ in range(times)])
 
 
 class VisaPreTrainedModel(PreTrainedModel):
@@ -224,13 +128,6 @@ class VisaPreTrainedModel(PreTrainedModel):
             )
         super().__init__(config)
 
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if isinstance(module, VisaModel):
-            # As in SAM. transformers draws it 16 and more times as wide, where neighbouring positions look unrelated.
-            init.normal_(module.sam.shared_image_embedding.positional_embedding, std=1.0)
-
 
 class VisaModel(VisaPreTrainedModel):
     """The parts of VISA between pixels, token ids and hidden states; its heads are in `VisaForVideoSegmentation`."""
@@ -245,6 +142,10 @@ class VisaModel(VisaPreTrainedModel):
             nn.Linear(text_dim, text_dim), nn.ReLU(), nn.Linear(text_dim, prompt_dim), nn.Dropout(0.0)
         )
         self.sam = AutoModel.from_config(config.sam_config)
+        # As in SAM. transformers draws positions half SAM's width times as wide, where neighbours look unrelated.
+        positions = self.sam.shared_image_embedding
+        positions.scale = 1.0
+        init.normal_(positions.positional_embedding, std=positions.scale)
         self.post_init()
 
     @can_return_tuple
@@ -270,11 +171,7 @@ class VisaModel(VisaPreTrainedModel):
             ValueError: for frames of a wrong size, and numbers that do not fit together.
         """
         size = self.config.vision_config.image_size
-        if pixel_values.ndim != 4 or tuple(pixel_values.shape[1:]) != (3, size, size):
-            raise ValueError(
-                f"`pixel_values` has shape {tuple(pixel_values.shape)} but (frames, 3, {size}, {size}) is needed. "
-                "Let the processor of this model make it."
-            )
+        check_shape("pixel_values", pixel_values, "frames", (3, size, size))
         patches = self._encode_patches(pixel_values)  # (F, patches, channels)
         tokens = patches
         if self.config.use_token_merging:
@@ -282,8 +179,8 @@ class VisaModel(VisaPreTrainedModel):
         tokens = self.mm_projector(tokens.to(_dtype_of(self.mm_projector)))  # (F, L, D)
         if num_frames is not None and conversation_to_video is not None:
             num_conversations = len(conversation_to_video)
-            videos = _check_videos(num_conversations, len(pixel_values), num_frames, conversation_to_video)
-            tokens = tokens[_frame_rows(videos)]
+            videos = check_videos(num_conversations, len(pixel_values), num_frames, conversation_to_video)
+            tokens = tokens[videos.frame_rows()]
         return BaseModelOutputWithPooling(last_hidden_state=patches, pooler_output=tokens)
 
     def _encode_patches(self, pixel_values: Tensor) -> Tensor:
@@ -417,22 +314,12 @@ class VisaForVideoSegmentation(VisaPreTrainedModel, GenerationMixin, VisaVideoMi
             ValueError: for frames of a wrong size.
         """
         encoder, size = self.model.sam.vision_encoder, self.config.sam_config.vision_config.image_size
-        if sam_pixel_values.ndim != 4 or tuple(sam_pixel_values.shape[1:]) != (3, size, size):
-            raise ValueError(
-                f"`sam_pixel_values` has shape {tuple(sam_pixel_values.shape)} but (videos, 3, {size}, {size}) is "
-                "needed. Let the processor of this model make it."
-            )
+        check_shape("sam_pixel_values", sam_pixel_values, "videos", (3, size, size))
         sam_pixel_values = _as_input(sam_pixel_values, encoder)
         if len(sam_pixel_values) == 0:
-            return sam_pixel_values.new_zeros(0, *self._sam_feature_shape)
+            return sam_pixel_values.new_zeros(0, *sam_feature_shape(self.config))
         with torch.set_grad_enabled(torch.is_grad_enabled() and _is_trainable(encoder)):
             return torch.cat([encoder(image[None]).last_hidden_state for image in sam_pixel_values])
-
-    @property
-    def _sam_feature_shape(self) -> tuple[int, int, int]:
-        """(C, h, w) of SAM's image features."""
-        grid = self.config.sam_config.prompt_encoder_config.image_embedding_size
-        return self.config.sam_config.mask_decoder_config.hidden_size, grid, grid
 
     def embed_seg_states(self, states: Tensor) -> Tensor:
         """Turn states that predicted a [SEG], `(K, D)`, into prompts for SAM, `(K, C)`."""
@@ -532,16 +419,18 @@ class VisaForVideoSegmentation(VisaPreTrainedModel, GenerationMixin, VisaVideoMi
         if inputs_embeds is not None and has_frames:
             raise ValueError("`inputs_embeds` hold their visual tokens already. Give `input_ids` with `pixel_values`.")
         num_conversations = len(inputs_embeds) if input_ids is None else len(input_ids)  # type: ignore[arg-type]
-        given = [] if num_frames is None else _as_list(num_frames)
-        total_frames = sum(given) if pixel_values is None else len(pixel_values)
-        videos = _check_videos(
+        total_frames = None if pixel_values is None else len(pixel_values)
+        videos = check_videos(
             num_conversations, total_frames, num_frames, conversation_to_video, original_sizes, reshaped_input_sizes
         )
         # Steps of a generation feed one token at a time, which were checked with the prompt.
         if input_ids is not None and input_ids.shape[1] > 1:
-            self._check_text(input_ids, attention_mask, labels, past_key_values)
+            check_text(self.config, input_ids, attention_mask, labels, past_key_values)
             if not mm_encoder_outputs or num_frames is not None:
-                self._check_image_tokens(input_ids, videos, has_frames)
+                check_image_tokens(self.config, input_ids, videos, has_frames)
+        wants_masks = sam_pixel_values is not None or sam_features is not None or mask_labels is not None
+        if wants_masks:
+            check_targets(self.config, videos, sam_pixel_values, sam_features)
 
         # 2) The language model reads text and visual tokens; 3) and scores the next ones.
         if pixel_values is not None and mm_encoder_outputs is None:
@@ -561,9 +450,9 @@ class VisaForVideoSegmentation(VisaPreTrainedModel, GenerationMixin, VisaVideoMi
 
         # 4) The state that predicted each [SEG] becomes a prompt, and SAM decodes its mask.
         masks: dict[str, Any] = {}
-        if sam_pixel_values is not None or sam_features is not None or mask_labels is not None:
+        if wants_masks:
             seg_states = self._find_seg_states(states, labels if labels is not None else input_ids)
-            self._check_masks(seg_states, videos, sam_pixel_values, sam_features, mask_labels)
+            check_segs(seg_states, videos, mask_labels)
             masks = self._segment(seg_states, videos, sam_pixel_values, sam_features)
 
         # 5) Losses.
@@ -576,7 +465,7 @@ class VisaForVideoSegmentation(VisaPreTrainedModel, GenerationMixin, VisaVideoMi
             if mask_labels is not None:
                 losses |= self._mask_losses(masks["mask_logits"], mask_labels, num_masks_in_batch)
             losses["loss"] = sum(getattr(self.config, f"{name}_weight") * value for name, value in losses.items())
-            if self.training and not any(len(scores) for scores in masks.get("iou_scores", ())):
+            if self.training and (mask_labels is None or not any(map(len, mask_labels))):
                 losses["loss"] = losses["loss"] + self._idle_mask_loss(states)
         return VisaStepOutput(
             logits=logits,
@@ -586,62 +475,6 @@ class VisaForVideoSegmentation(VisaPreTrainedModel, GenerationMixin, VisaVideoMi
             **losses,
             **masks,
         )
-
-    def _check_text(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None,
-        labels: Tensor | None,
-        past_key_values: Cache | None,
-    ) -> None:
-        """Refuse what the language model would fail on deep inside, or answer wrongly without a word."""
-        text_config, image_token_id = self.config.text_config, self.config.image_token_id
-        num_cached = 0 if past_key_values is None else int(past_key_values.get_seq_length())
-        longest = num_cached + input_ids.shape[1]
-        if attention_mask is not None and attention_mask.ndim == 2:
-            longest = int(attention_mask.sum(dim=1).max())
-        if longest > text_config.max_position_embeddings:
-            raise ValueError(
-                f"The longest conversation has {longest} tokens but the language model was made for "
-                f"{text_config.max_position_embeddings} (`text_config.max_position_embeddings`). Shorten the query, "
-                f"or show fewer reference frames: each takes {self.config.num_visual_tokens} tokens."
-            )
-        is_image = input_ids == image_token_id
-        unknown = ((input_ids < 0) | (input_ids >= text_config.vocab_size)) & ~is_image
-        if unknown.any():
-            raise ValueError(
-                f"`input_ids` hold {input_ids[unknown][0].item()}, which is neither in the vocabulary of "
-                f"{text_config.vocab_size} tokens nor the image token {image_token_id}. Use the processor of this "
-                "model, or enlarge the embeddings with `resize_token_embeddings`."
-            )
-        if labels is not None:
-            if labels.shape != input_ids.shape:
-                raise ValueError(
-                    f"`labels` has shape {tuple(labels.shape)} but `input_ids` {tuple(input_ids.shape)}. "
-                    "Give one label for each token, -100 where nothing is learnt."
-                )
-            wrong = ((labels < 0) | (labels >= text_config.vocab_size)) & (labels != IGNORE_INDEX)
-            if wrong.any():
-                raise ValueError(
-                    f"`labels` hold {labels[wrong][0].item()}, which is not in the vocabulary of "
-                    f"{text_config.vocab_size} tokens. Set what is not to be learnt to -100."
-                )
-
-    def _check_image_tokens(self, input_ids: Tensor, videos: _Videos, has_frames: bool = True) -> None:
-        """Refuse a conversation that does not hold the visual tokens of its own video."""
-        per_frame = self.config.num_visual_tokens
-        num_tokens = (input_ids == self.config.image_token_id).sum(dim=1).tolist()
-        if not has_frames and any(num_tokens):
-            raise ValueError(
-                f"`input_ids` hold {sum(num_tokens)} image tokens but there are no frames. Give `pixel_values`."
-            )
-        for conversation, given in enumerate(num_tokens if has_frames else ()):
-            num_frames = videos.frames_of(conversation)
-            if given != num_frames * per_frame:
-                raise ValueError(
-                    f"Conversation {conversation} holds {given} image tokens but its video has {num_frames} frames of "
-                    f"{per_frame} visual tokens, {num_frames * per_frame} in all. Write one `<image>` for each frame."
-                )
 
     def _find_seg_states(self, states: Tensor, tokens: Tensor | None) -> list[Tensor]:
         """States that predicted a [SEG], one (K_n, D) for each of N conversations; `tokens` is (N, S)."""
@@ -654,52 +487,10 @@ class VisaForVideoSegmentation(VisaPreTrainedModel, GenerationMixin, VisaVideoMi
         is_before = is_seg[:, 1:].to(states.device)
         return list(states[:, :-1][is_before].split(is_before.sum(dim=1).tolist()))
 
-    def _check_masks(
-        self,
-        seg_states: list[Tensor],
-        videos: _Videos,
-        sam_pixel_values: Tensor | None,
-        sam_features: Tensor | None,
-        mask_labels: Sequence[Tensor] | None,
-    ) -> None:
-        """Refuse masks without a frame, frames without a size, and true masks that do not fit."""
-        frames = sam_pixel_values if sam_pixel_values is not None else sam_features
-        num_videos, num_frames = len(videos.num_frames), 0 if frames is None else len(frames)
-        if num_frames != num_videos and (frames is not None or any(map(len, seg_states))):
-            raise ValueError(
-                f"There are {num_frames} target frames in `sam_pixel_values` (or `sam_features`) but {num_videos} "
-                "videos in `num_frames`. Give one target frame for each video; it may be blank without a target."
-            )
-        for conversation, states in enumerate(seg_states):
-            if len(states) and not videos.has_target(conversation):
-                raise ValueError(
-                    f"Conversation {conversation} has {len(states)} [SEG] but its video has no target frame "
-                    "(`original_sizes` is 0 or not given). Give the target, or take the [SEG] out."
-                )
-        if mask_labels is None:
-            return
-        if len(mask_labels) != len(seg_states):
-            raise ValueError(
-                f"`mask_labels` has {len(mask_labels)} entries but there are {len(seg_states)} conversations. "
-                "Give one tensor each, with no mask in it where there is no [SEG]."
-            )
-        for conversation, (states, labels) in enumerate(zip(seg_states, mask_labels, strict=True)):
-            if len(labels) != len(states):
-                raise ValueError(
-                    f"`mask_labels` of conversation {conversation} has {len(labels)} masks but its answer has "
-                    f"{len(states)} [SEG]. Give one mask for each [SEG]."
-                )
-            size, _ = videos.sizes_of(conversation)
-            if len(states) and tuple(labels.shape[1:]) != size:
-                raise ValueError(
-                    f"`mask_labels` of conversation {conversation} are of size {tuple(labels.shape[1:])} but the "
-                    f"target frame is {size} (`original_sizes`). Give masks in pixels of the frame."
-                )
-
     def _segment(
         self,
         seg_states: list[Tensor],
-        videos: _Videos,
+        videos: Videos,
         sam_pixel_values: Tensor | None,
         sam_features: Tensor | None,
     ) -> dict[str, Any]:
@@ -707,7 +498,7 @@ class VisaForVideoSegmentation(VisaPreTrainedModel, GenerationMixin, VisaVideoMi
         counts = [len(states) for states in seg_states]
         seg_embeddings = self.embed_seg_states(torch.cat(seg_states))  # (sum of K_n, C)
         prompts = seg_embeddings.split(counts)
-        _, height, width = self._sam_feature_shape
+        _, height, width = sam_feature_shape(self.config)
         low_res = [seg_embeddings.new_zeros(0, 4 * height, 4 * width) for _ in counts]
         iou_scores = [seg_embeddings.new_zeros(0) for _ in counts]
         members: dict[int, list[int]] = {}
@@ -768,7 +559,7 @@ class VisaForVideoSegmentation(VisaPreTrainedModel, GenerationMixin, VisaVideoMi
         Ranks of a distributed training wait for each other's gradients, module by module: a micro-batch without [SEG]
         must run the modules, and give gradients to the parameters, that the others do.
         """
-        features = torch.zeros(self._sam_feature_shape, device=states.device)
+        features = torch.zeros(sam_feature_shape(self.config), device=states.device)
         masks, _ = self.decode_masks(features, self.embed_seg_states(states[:1, -1].detach()))
         return 0.0 * masks.float().sum()
 
@@ -779,16 +570,20 @@ class VisaForVideoSegmentation(VisaPreTrainedModel, GenerationMixin, VisaVideoMi
         """
         for name in _MASK_ARGUMENTS:
             kwargs.pop(name, None)
+        if kwargs.get("pixel_values") is not None and len(kwargs["pixel_values"]) == 0:
+            # Text only.
+            for name in ("pixel_values", "num_frames", "conversation_to_video"):
+                kwargs.pop(name, None)
         input_ids = inputs if inputs is not None else kwargs.get("input_ids")
         if input_ids is not None and kwargs.get("pixel_values") is not None:
             # `forward` does not see the frames any more, only their features.
-            videos = _check_videos(
+            videos = check_videos(
                 len(input_ids),
                 len(kwargs["pixel_values"]),
                 kwargs.get("num_frames"),
                 kwargs.get("conversation_to_video"),
             )
-            self._check_image_tokens(input_ids, videos)
+            check_image_tokens(self.config, input_ids, videos)
             kwargs |= {"num_frames": videos.num_frames, "conversation_to_video": videos.video_of}
         return super().generate(inputs, *args, **kwargs)  # type: ignore[misc]
 
@@ -830,7 +625,7 @@ class VisaForVideoSegmentation(VisaPreTrainedModel, GenerationMixin, VisaVideoMi
         input_ids = input_ids if self.device.type == "meta" else input_ids.to(self.device)
         attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(input_ids.device)
         num_conversations, prompt_length = input_ids.shape
-        videos = _check_videos(
+        videos = check_videos(
             num_conversations,
             0 if pixel_values is None else len(pixel_values),
             num_frames,
@@ -838,8 +633,9 @@ class VisaForVideoSegmentation(VisaPreTrainedModel, GenerationMixin, VisaVideoMi
             original_sizes,
             reshaped_input_sizes,
         )
-        self._check_text(input_ids, attention_mask, None, None)
-        self._check_image_tokens(input_ids, videos, pixel_values is not None)
+        check_text(self.config, input_ids, attention_mask, None, None)
+        check_image_tokens(self.config, input_ids, videos, pixel_values is not None)
+        check_targets(self.config, videos, sam_pixel_values, sam_features)
         if not attention_mask[:, -1].all():
             raise ValueError("A prompt is padded on the right, where its answer should go. Pad on the left.")
         room = self.config.text_config.max_position_embeddings - prompt_length
@@ -851,6 +647,8 @@ class VisaForVideoSegmentation(VisaPreTrainedModel, GenerationMixin, VisaVideoMi
 
         # 2) Encode the frames once, and generate.
         image_tokens = None if pixel_values is None else self.get_image_features(pixel_values).pooler_output
+        # Beams and speculative decoding do not go token by token.
+        gives_states = not any(generate_kwargs.get(name) for name in ("assistant_model", "prompt_lookup_num_tokens"))
         generated: Any = self.generate(
             input_ids,
             attention_mask=attention_mask,
@@ -861,18 +659,18 @@ class VisaForVideoSegmentation(VisaPreTrainedModel, GenerationMixin, VisaVideoMi
                 "suppress_tokens": [self.config.image_token_id],
                 **generate_kwargs,
                 "max_new_tokens": min(max_new_tokens, room),
-                "output_hidden_states": [-1],
+                "output_hidden_states": [-1] if gives_states else None,
                 "return_dict_in_generate": True,
             },
         )
         sequences = generated.sequences
         answers = sequences[:, prompt_length:]  # (N * R, A)
 
-        # 3) The state before each generated token: generation has them, unless it searched with beams.
-        videos = _repeated(videos, len(sequences) // num_conversations)
-        has_own_states = isinstance(generated, GenerateDecoderOnlyOutput)
-        if has_own_states:
-            states = torch.cat([step[-1][:, -1:] for step in generated.hidden_states], dim=1)
+        # 3) The state before each generated token: generation gives them, or the answers are read once more.
+        videos = videos.repeated(len(sequences) // num_conversations)
+        if gives_states and isinstance(generated, GenerateDecoderOnlyOutput):
+            steps: Any = generated.hidden_states
+            states = torch.cat([step[-1][:, -1:] for step in steps], dim=1)  # (N * R, A, D)
         else:
             mask = attention_mask.repeat_interleave(len(sequences) // num_conversations, dim=0)
             states = self.model(
@@ -890,7 +688,6 @@ class VisaForVideoSegmentation(VisaPreTrainedModel, GenerationMixin, VisaVideoMi
             if not videos.has_target(row):
                 is_seg = torch.zeros_like(is_seg)
             seg_states.append(states[row, : len(answer)][is_seg])
-        self._check_masks(seg_states, videos, sam_pixel_values, sam_features, None)
         masks = self._segment(seg_states, videos, sam_pixel_values, sam_features)
         return VisaGenerateOutput(sequences=sequences, answer_ids=answer_ids, **masks)
 

@@ -115,6 +115,7 @@ class XMemConvNorm(nn.Module):
         conv, norm = self.conv, self.norm
         if norm.training or torch.is_grad_enabled():
             return norm(conv(features))
+        assert norm.running_mean is not None and norm.running_var is not None
         # Folded anew each time, which costs little: a stored copy could outlive a change of the weights.
         scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
         bias = norm.bias - norm.running_mean * scale
@@ -354,7 +355,7 @@ class XMemDecoder(nn.Module):
         self, features: XMemFrameFeatures, readout: Tensor, sensory: Tensor, update_sensory: bool
     ) -> tuple[Tensor, Tensor]:
         """Features of B frames, (B * N, CV, h, w), (B * N, CS, h, w) -> logits (B * N, 1, H, W), sensory memory."""
-        g16 = self.fuser(features.f16, torch.cat([readout, sensory], dim=1))
+        g16 = self.fuser(features.f16, _channels_last(torch.cat([readout, sensory], dim=1)))
         g8 = self.upsample_8(features.f8, g16)
         g4 = self.upsample_4(features.f4, g8)
         logits = self.mask_head(F.relu(g4))
@@ -533,9 +534,10 @@ class XMemModel(PreTrainedModel):
         if masks is not None and masks.shape[:1] == (0,) and not object_ids:
             masks = object_ids = None
         _check_masks(masks, frame)
+        _check_features(features, height, width)
         given_ids = memory.resolve_ids(None if masks is None else masks.shape[0], object_ids)
 
-        # 1) Which of the five things below does this frame need?
+        # 1) What does this frame need?
         plan = memory.begin_frame((height, width), given_ids, is_last)
         if not memory.object_ids:
             return torch.ones(1, height, width, device=self.device)
@@ -610,4 +612,14 @@ def _check_masks(masks: Tensor | None, frame: Tensor) -> None:
         raise ValueError(
             f"`masks` has values from {masks.min().item()} to {masks.max().item()} but they must be in [0, 1]. "
             "Give a bool mask or probabilities per object."
+        )
+
+
+def _check_features(features: XMemFrameFeatures | None, height: int, width: int) -> None:
+    _, _, padded_height, padded_width = _padding(height, width)
+    expected = (1, padded_height // STRIDE, padded_width // STRIDE)
+    if features is not None and (features.key.shape[0], *features.key.shape[-2:]) != expected:
+        raise ValueError(
+            f"`features` has a key of shape {tuple(features.key.shape)} but (1, CK, {expected[1]}, {expected[2]}) is "
+            "needed. Give `encode_frame` of this very frame."
         )

@@ -70,9 +70,10 @@ class VideoIndex:
 
 @dataclass(frozen=True)
 class _Listing:
-    """What a file says of its video stream without any decoding; `packets` in order of decoding."""
+    """What a file says of its video stream; `packets` in order of decoding, `first_times` of frames decoded."""
 
     packets: list[_Packet]
+    first_times: list[int | None]
     is_whole: bool
     codec: str
     has_reordering: bool
@@ -102,7 +103,7 @@ def index_video(av: Any, path: Path, *, allow_truncated: bool) -> VideoIndex:
         listing.codec in _ONE_FRAME_PER_PACKET
         and packets[0].is_key
         and len(known) == len(packets) == len(set(known))
-        and _starts_as_expected(av, path, expected)
+        and listing.first_times == expected[: len(listing.first_times)]
     )
     # 2) Where does the file break off? Packets that are missing could hold frames shown before the last ones there.
     num_doubtful = 0
@@ -158,11 +159,13 @@ def index_video(av: Any, path: Path, *, allow_truncated: bool) -> VideoIndex:
 
 
 def _list_packets(av: Any, path: Path) -> _Listing:
-    """List the intact packets that show a frame."""
+    """List the intact packets that show a frame, and decode the first ones to see whether each holds one."""
     packets: list[_Packet] = []
-    is_whole = True
+    first_times: list[int | None] = []
+    is_whole = is_decodable = True
     with _open_container(av, path) as container:
         stream = _video_stream(container, path)
+        stream.thread_type = "SLICE"  # threads over frames would ask for more packets
         try:
             for packet in container.demux(stream):
                 if packet.is_corrupt and packet.size:
@@ -170,6 +173,11 @@ def _list_packets(av: Any, path: Path) -> _Listing:
                     break
                 if packet.size and not packet.is_discard:
                     packets.append(_Packet(packet.pts, packet.dts, packet.duration or 0, packet.is_keyframe))
+                if is_decodable and len(first_times) < _PROBED_FRAMES:
+                    try:
+                        first_times += [frame.pts for frame in packet.decode()]
+                    except av.FFmpegError:  # damage: reading will name the frame
+                        is_decodable = False
         except av.FFmpegError:
             is_whole = False
         # The index of an mp4 tells the number of frames: it does not matter if only what follows them is missing.
@@ -180,6 +188,7 @@ def _list_packets(av: Any, path: Path) -> _Listing:
             raise ValueError(f"`{path}` has no frames: {reason}.")
         return _Listing(
             packets=packets,
+            first_times=first_times,
             is_whole=is_whole,
             codec=stream.codec_context.name,
             has_reordering=bool(stream.codec_context.has_b_frames),
@@ -194,22 +203,6 @@ def _reordering_depth(times: list[int]) -> int:
     """How many frames, at most, are decoded before a frame and shown after it."""
     places = np.argsort(np.argsort(times))
     return max((ordinal - int(place) for ordinal, place in enumerate(places)), default=0)
-
-
-def _starts_as_expected(av: Any, path: Path, expected: list[int]) -> bool:
-    """Whether the first frames decode to one a packet. Interlaced video, for one, may have two packets a frame."""
-    times: list[int | None] = []
-    with _open_container(av, path) as container:
-        stream = _video_stream(container, path)
-        stream.thread_type = "SLICE"
-        try:
-            for frame in container.decode(stream):
-                times.append(frame.pts)
-                if len(times) == _PROBED_FRAMES:
-                    break
-        except av.FFmpegError:
-            pass  # damage among the first frames: what came before decides here, reading will name the frame
-    return times == expected[: len(times)]
 
 
 def _decode_times(av: Any, path: Path, *, stop_at_damage: bool) -> tuple[list[int | None], int | None]:
