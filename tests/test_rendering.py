@@ -392,7 +392,21 @@ def test_a_source_without_sound_is_refused(tmp_path: Path) -> None:
     clip = media.write_constant_rate(tmp_path / "clip.mp4", 5)
     with pytest.raises(ValueError, match="has no sound to keep"):
         write_numbers(tmp_path / "out.mp4", 5, fps=25, audio_from=clip)
+    with pytest.raises(ValueError, match="The sound of .*missing.mp4` cannot be read: No such file"):
+        write_numbers(tmp_path / "out.mp4", 5, fps=25, audio_from=tmp_path / "missing.mp4")
     assert os.listdir(tmp_path) == ["clip.mp4"]
+
+
+@pytest.mark.parametrize(("suffix", "audio"), [("mp4", "aac"), ("mkv", "pcm_s16le")])
+def test_the_sound_of_a_truncated_video_is_kept_up_to_the_damage(suffix: str, audio: str, tmp_path: Path) -> None:
+    faststart = {"movflags": "+faststart"} if suffix == "mp4" else None
+    clip = media.write_video(tmp_path / f"clip.{suffix}", 100, audio=audio, container_options=faststart)
+    broken = media.cut_off(clip, tmp_path / f"broken.{suffix}", 0.6)
+    with open_frames(broken, allow_truncated=True) as source:
+        write_numbers(tmp_path / "out.mp4", source.num_frames, timestamps=source.timestamps, audio_from=broken)
+    original, written = listen(clip), listen(tmp_path / "out.mp4")
+    assert 0.5 * 44100 < len(written) < len(original)
+    assert abs(delay_between(original[: len(written)], written)) / 44100 < 0.002
 
 
 def test_a_folder_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:

@@ -197,7 +197,7 @@ class VideoWriter:
         timestamps (`Sequence[float]`, *optional*): seconds at which each frame is shown, ascending, one per frame.
         fps (`Fraction` or `float`, *optional*): frames per second, in place of `timestamps`.
         audio_from (path, *optional*): video whose sound is kept: copied if mp4 can hold its codec, else as mono or
-            stereo AAC.
+            stereo AAC; where it is damaged, it ends.
         audio_range (`tuple[float, float]`, *optional*): seconds of that sound to keep, `[start, end)`; `start` is
             heard with time 0 of the pictures. All of it by default.
         crf (`int`): quality of x264, 0 (lossless) to 51.
@@ -276,10 +276,11 @@ class VideoWriter:
         picture = self._av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
         picture.pts = self._num_written if self._ticks is None else self._ticks[self._num_written]
         picture.time_base = self._tick
-        self._mux(self._stream.encode(picture))
+        with self._naming_errors():
+            self._container.mux(self._stream.encode(picture))
+            if self._audio is not None:
+                self._audio.copy_until(picture.pts * self._tick)
         self._num_written += 1
-        if self._audio is not None:
-            self._audio.copy_until(picture.pts * self._tick)
 
     def _open(self, temporary: Path) -> None:
         import av  # only here: `import visa_hf` must not load it
@@ -305,8 +306,8 @@ class VideoWriter:
             raise ValueError(f"No frame was written to `{self.path}`; a video needs at least one.")
         if self._num_expected not in (None, self._num_written):
             raise ValueError(f"{self._num_written} frames were written, but {self._num_expected} `timestamps` given.")
-        self._mux(self._stream.encode(None))
         with self._naming_errors():
+            self._container.mux(self._stream.encode(None))
             if self._audio is not None:
                 self._audio.copy_until(None)
             self._container.close()
@@ -315,11 +316,6 @@ class VideoWriter:
         """Close what is still open. Its errors say no more than the one that led here."""
         with suppress(self._av.FFmpegError):
             self._container.close()
-
-    def _mux(self, packets: list[Any]) -> None:
-        with self._naming_errors():
-            for packet in packets:
-                self._container.mux(packet)
 
     @contextmanager
     def _naming_errors(self) -> Iterator[None]:
@@ -333,34 +329,47 @@ class _AudioCopy:
     """The sound of another video, handed to a container bit by bit."""
 
     def __init__(self, av: Any, output: Any, path: Path, time_range: tuple[float, float] | None) -> None:
-        self._output = output
-        self._input = av.open(str(path), metadata_errors="ignore")
+        self._av, self._output = av, output
+        try:
+            self._input = av.open(str(path), metadata_errors="ignore")
+        except av.FFmpegError as error:
+            raise ValueError(f"The sound of `{path}` cannot be read: {error.strerror}.") from error
         self._source = self._input.streams.best("audio")
-        if self._source is None:
+        if self._source is None or self._source.codec_context is None:
             self._input.close()
-            raise ValueError(f"`{path}` has no sound to keep. Leave out `audio_from`.")
+            raise ValueError(f"`{path}` has no sound to keep, or in an unknown codec. Leave out `audio_from`.")
         file_start = Fraction(self._input.start_time or 0, 1_000_000)
         self._start, self._end = (0.0, math.inf) if time_range is None else time_range
         self._shift = file_start + Fraction(self._start)
-        if self._source.codec_context.name in _MP4_AUDIO:
+        self._is_copied = self._source.codec_context.name in _MP4_AUDIO
+        self._units = self._read()
+        self._waiting: Any = None
+        if self._is_copied:
             self._stream = output.add_stream_from_template(self._source)
-            self._units = self._input.demux(self._source)
         else:
             rate = self._source.rate
             self._stream = output.add_stream("aac", rate=rate if rate in _AAC_RATES else 48000)
             self._stream.layout = "mono" if self._source.channels == 1 else "stereo"
-            self._units = self._input.decode(self._source)
-        self._is_copied = self._source.codec_context.name in _MP4_AUDIO
-        self._waiting: Any = None
 
     def close(self) -> None:
         self._input.close()
+
+    def _read(self) -> Iterator[Any]:
+        """Packets or decoded frames, up to the end or the first damage."""
+        with suppress(self._av.FFmpegError):
+            for packet in self._input.demux(self._source):
+                if packet.size and packet.is_corrupt:
+                    return
+                if not self._is_copied:
+                    yield from packet.decode()
+                elif packet.size:
+                    yield packet
 
     def copy_until(self, seconds: Fraction | None) -> None:
         """Hand over the sound before a time of the output; all that is left, if `None`."""
         while (unit := self._waiting or next(self._units, None)) is not None:
             self._waiting = None
-            if unit.pts is None:  # the empty packet at the end
+            if unit.pts is None:  # a moment that is not known cannot be kept
                 continue
             time = unit.pts * unit.time_base - self._shift
             if time + Fraction(self._start) >= self._end:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TypedDict
 
 import numpy as np
-from pycocotools import mask as coco  # type: ignore[import-untyped]
+from pycocotools import mask as coco
 
 # 7 groups of 5 bits: more than any picture has pixels.
 _MAX_GROUPS = 7

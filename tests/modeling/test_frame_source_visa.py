@@ -468,7 +468,7 @@ def test_folders_that_are_no_video_are_refused(tmp_path: Path) -> None:
         open_frames(folder)
     pictures = [Image.fromarray(media.test_frame(number)) for number in range(3)]
     pictures[0].save(tmp_path / "moving.png", save_all=True, append_images=pictures[1:])
-    with pytest.raises(ValueError, match="is an animated PNG image"):
+    with pytest.raises(ValueError, match="moving.png` is a PNG file of 3 pictures"):
         open_frames(tmp_path / "moving.png")
 
 

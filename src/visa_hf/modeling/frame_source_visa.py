@@ -492,11 +492,13 @@ def _image_size(file: Path) -> tuple[int, int]:
         raise FileNotFoundError(f"There is no image at `{file}`.")
     try:
         with _quietly(), Image.open(file) as image:
-            if image.format in ("PNG", "WEBP") and image.n_frames > 1:  # type: ignore[attr-defined]
-                raise ValueError(
-                    f"`{file}` is an animated {image.format} image, which is not read as a video. "
-                    "Convert it to mp4 or gif."
-                )
+            if image.format in ("PNG", "WEBP", "GIF", "TIFF"):
+                num_pictures: int = image.n_frames  # type: ignore[attr-defined] # these formats have it
+                if num_pictures > 1:
+                    raise ValueError(
+                        f"`{file}` is a {image.format} file of {num_pictures} pictures; one is needed for each frame. "
+                        "A GIF can be opened as a video by its path; convert others to mp4."
+                    )
             if image.format == "PNG" and "exif" not in image.info:  # asking further would decode the whole image
                 return image.height, image.width
             return _oriented_size(image)

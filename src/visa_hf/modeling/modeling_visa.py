@@ -9,7 +9,6 @@ none of it happens here.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -58,21 +57,6 @@ _LOADING_KEYWORDS = (
 )
 # Arguments of `forward` that make masks; the text alone needs none of them.
 _MASK_ARGUMENTS = ("sam_pixel_values", "sam_features", "original_sizes", "reshaped_input_sizes", "mask_labels")
-
-
-@dataclass
-class VisaStepOutput(VisaOutput):
-    """What `VisaForVideoSegmentation.forward` returns: a [`VisaOutput`] with what `generate` may ask for besides.
-
-    Args:
-        hidden_states (tuple of `torch.FloatTensor` of shape `(N, S, D)`): with `output_hidden_states`, states of the
-            text model after each layer, the embeddings first.
-        attentions (tuple of `torch.FloatTensor` of shape `(N, heads, S, S)`): with `output_attentions` and eager
-            attention, the attention weights of each layer.
-    """
-
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
 def _positions_after_padding(attention_mask: Tensor) -> Tensor:
@@ -376,7 +360,7 @@ class VisaForVideoSegmentation(VisaPreTrainedModel, GenerationMixin, VisaVideoMi
         num_items_in_batch: Tensor | int | None = None,
         num_masks_in_batch: Tensor | int | None = None,
         **kwargs: Any,
-    ) -> VisaStepOutput:
+    ) -> VisaOutput:
         """Answer N conversations about B videos, teacher-forced, and decode a mask for each [SEG].
 
         Args:
@@ -467,7 +451,7 @@ class VisaForVideoSegmentation(VisaPreTrainedModel, GenerationMixin, VisaVideoMi
             losses["loss"] = sum(getattr(self.config, f"{name}_weight") * value for name, value in losses.items())
             if self.training and (mask_labels is None or not any(map(len, mask_labels))):
                 losses["loss"] = losses["loss"] + self._idle_mask_loss(states)
-        return VisaStepOutput(
+        return VisaOutput(
             logits=logits,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,

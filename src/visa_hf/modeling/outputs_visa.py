@@ -30,6 +30,10 @@ class VisaOutput(ModelOutput):
         seg_embeddings (`torch.FloatTensor` of shape `(sum of K_n, C)`): prompts made from the [SEG] states, in the
             order of the conversations.
         past_key_values (`Cache`): the text model's keys and values.
+        hidden_states (tuple of `torch.FloatTensor` of shape `(N, S, D)`): with `output_hidden_states`, states of the
+            text model after each layer, the embeddings first.
+        attentions (tuple of `torch.FloatTensor` of shape `(N, heads, S, S)`): with `output_attentions` and eager
+            attention, the attention weights of each layer.
     """
 
     loss: torch.FloatTensor | None = None
@@ -42,6 +46,8 @@ class VisaOutput(ModelOutput):
     iou_scores: list[torch.FloatTensor] | None = None
     seg_embeddings: torch.FloatTensor | None = None
     past_key_values: Cache | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
 @dataclass
@@ -150,7 +156,7 @@ class VideoSegmentation:
         frame_indices (`tuple[int, ...]`): indices, in the source video, of the T frames segmented here.
         object_masks (tuple of T tuples of N [`PackedMask`]): per frame and object, one object for each [SEG] of the
             answer. N is 0 when there is nothing to segment, which is a normal result.
-        scores (`tuple[float, ...]`): SAM's estimate of the IoU of each object's mask on the target frame, about [0, 1].
+        scores (`tuple[float, ...]`): SAM's estimate of each object's IoU on the target frame, about [0, 1].
         height, width (`int`): size of the frames in pixels.
         fps (`Fraction` or `None`): average frame rate of the source, frames per second.
         video (`str`): name of the source.
@@ -182,7 +188,7 @@ class VideoSegmentation:
 
     def mask_of(self, position: int) -> np.ndarray:
         """Return the union of the objects in the frame at `position` (0 to T - 1): `(H, W)`, bool."""
-        return self.object_masks_of(position).any(axis=0)
+        return np.asarray(self.object_masks_of(position).any(axis=0))
 
     @property
     def masks(self) -> np.ndarray:
