@@ -1,5 +1,11 @@
 """Fixtures for all tests: a tiny model, its processor, and a real small video."""
 
+import os
+
+# Before torch is imported, and for subprocesses too: the models here are too small for a second thread to help, and
+# threads that wait for each other make a busy machine several times slower.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from pathlib import Path
 
 import pytest

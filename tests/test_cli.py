@@ -196,10 +196,17 @@ def test_an_earlier_result_is_replaced_only_when_asked_and_nothing_else(visa, tm
     ]
 
 
-def test_an_empty_folder_is_filled(visa, tmp_path):
-    (tmp_path / "out").mkdir()
-    assert visa(write_folder(tmp_path / "frames", 2), "it", "-o", tmp_path / "out", "--no-overlay")[0] == 0
-    assert (tmp_path / "out" / "predictions.jsonl").exists()
+@pytest.mark.parametrize("name", ["out", "."])
+def test_an_empty_folder_is_filled_where_it_is(visa, tmp_path, monkeypatch, name):
+    """A folder that is mounted, or is the current one, cannot be replaced by another."""
+    video = write_folder(tmp_path / "frames", 2)
+    out = tmp_path / "out"
+    out.mkdir()
+    monkeypatch.chdir(out if name == "." else tmp_path)
+    inode = out.stat().st_ino
+    assert visa(video, "it", "-o", name, "--no-overlay")[0] == 0
+    assert out.stat().st_ino == inode
+    assert sorted(path.name for path in out.iterdir()) == ["Annotations", "predictions.jsonl"]
 
 
 @pytest.fixture(scope="module")

@@ -328,36 +328,36 @@ def output_folder(out: Path, overwrite: bool) -> Iterator[Path]:
     """
     if out.exists() and not out.is_dir():
         raise FileExistsError(f"The output `{out}` is a file. Give a folder.")
-    is_filled = out.is_dir() and any(out.iterdir())
-    if is_filled and not overwrite:
+    is_there = out.is_dir()
+    if is_there and any(out.iterdir()) and not overwrite:
         raise FileExistsError(f"The output folder `{out}` is not empty. Give another one, or --overwrite.")
-    # Beside its place, or beside the first missing folder on the way: on the same disk, so that it can be renamed.
-    parent = next(folder for folder in out.absolute().parents if folder.exists())
-    staging = parent / f".{out.name}.{os.getpid()}.partial"
+    # Inside the folder, or else beside the first missing one on the way to it: always on the disk of the results, so
+    # that renaming is enough at the end.
+    target = Path(os.path.abspath(out))
+    parent = target if is_there else next(folder for folder in target.parents if folder.exists())
+    staging = parent / f".{target.name}.{os.getpid()}.partial"
     try:
-        if out.exists() and not os.access(out, os.W_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         staging.mkdir()
     except OSError as error:
         raise OSError(error.errno, f"The output folder `{out}` cannot be written: {error.strerror}") from error
     try:
         yield staging
-        if is_filled:
-            _replace_results(staging, out)
+        if is_there:
+            _replace_results(staging, target)
         else:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            staging.replace(out)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            staging.replace(target)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
 
 def _replace_results(staging: Path, out: Path) -> None:
-    """Move the new results into `out`, and the old ones to where `staging` vanishes."""
-    old = staging / ".old"
-    old.mkdir()
+    """Move the new results into `out`, and earlier ones to where `staging` vanishes."""
+    earlier = staging / ".earlier"
+    earlier.mkdir()
     for name in OUTPUT_NAMES:
         if (out / name).exists():
-            (out / name).replace(old / name)
+            (out / name).replace(earlier / name)
         if (staging / name).exists():
             (staging / name).replace(out / name)
 

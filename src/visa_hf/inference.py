@@ -67,7 +67,8 @@ def segment(
         query (`str` or `Sequence[str]`): what to segment. Several queries give a list of results, each the same as if
             asked alone. It may be left out with a `first_mask`.
         model (path, Hub id or `VisaForVideoSegmentation`, *optional*): the checkpoint. Without one a small random
-            demo model is used, whose masks mean nothing.
+            demo model is used, whose masks mean nothing. A loaded model is put into evaluation mode, and moved if
+            `device` or `dtype` say so.
         processor (`VisaProcessor`, *optional*): the checkpoint's own by default.
         target_frame (`int`, *optional*): frame that the model segments, counted in the whole video; the middle one by
             default, the first one with a `first_mask`.
@@ -155,25 +156,27 @@ def load_model(
     """
     torch_device, torch_dtype = resolve_device(device), resolve_dtype(dtype)
     loaded: Any
-    if isinstance(model, PreTrainedModel):
-        loaded, torch_device = model, model.device if device is None else torch_device
-        if processor is None:
-            processor = _load_processor(str(model.config.name_or_path or ""))
-    elif model is None:
+    if model is None:
         logger.warning(DEMO_NOTICE)
         loaded, demo_processor = make_demo_model()
         processor = processor or demo_processor
+    elif isinstance(model, str | os.PathLike):
+        name = _checked_checkpoint(model)
+        loaded = VisaForVideoSegmentation.from_pretrained(name, dtype="auto" if torch_dtype is None else torch_dtype)
+        processor = processor or _load_processor(name)
     else:
-        loaded = VisaForVideoSegmentation.from_pretrained(
-            _checked_checkpoint(model), dtype="auto" if torch_dtype is None else torch_dtype
-        )
-        processor = processor or _load_processor(os.fspath(model))
+        loaded, torch_device = model, model.device if device is None else torch_device
+        processor = processor or _load_processor(str(model.config.name_or_path or ""))
     if processor.seg_token_id != loaded.config.seg_token_id:
         raise ValueError(
             f"The model's [SEG] is token {loaded.config.seg_token_id} but its processor's is "
             f"{processor.seg_token_id}. Use the processor that was saved with the model."
         )
-    loaded = loaded.to(torch_device) if torch_dtype is None else loaded.to(torch_device, torch_dtype)
+    # Only where something changes: models spread over devices, or quantised, refuse to be moved.
+    if loaded.device != torch_device:
+        loaded = loaded.to(torch_device)
+    if torch_dtype is not None and loaded.dtype != torch_dtype:
+        loaded = loaded.to(torch_dtype)
     return loaded.eval(), processor
 
 
@@ -190,8 +193,11 @@ def resolve_device(device: str | torch.device | None = None) -> torch.device:
         resolved = torch.device(device)
     except RuntimeError as error:
         raise ValueError(f'`device` is {device!r} but must be "cpu", "cuda", "mps" or "auto".') from error
-    if not available.get(resolved.type, True):
-        usable = ", ".join(name for name, is_there in available.items() if is_there)
+    is_there = available.get(resolved.type, True)
+    if is_there and resolved.type == "cuda" and resolved.index is not None:
+        is_there = resolved.index < torch.cuda.device_count()
+    if not is_there:
+        usable = ", ".join(name for name, is_usable in available.items() if is_usable)
         raise ValueError(f"`device` is {device!r} but this machine, or this PyTorch, has none. Available: {usable}.")
     return resolved
 

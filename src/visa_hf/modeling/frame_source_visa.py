@@ -1,9 +1,9 @@
 """Frames of a video, wherever they lie, as RGB arrays: in any order, exact to the frame, in bounded memory.
 
-A video is a file (read with PyAV), a folder of images, one image, a list or an array; `open_frames` makes the same
-`FrameSource` of each. A file is never decoded as a whole: its packets are listed once at opening, and every frame is
-known by its presentation time. This is our own work, not VISA's, which reads folders of images only.
-It neither resizes nor normalises (the processor does) and reads no live streams.
+A video is a file (its decoding is in `video_file_visa`), a folder of images, one image, a list or an array;
+`open_frames` makes the same `FrameSource` of each. This is our own work, not VISA's, which reads folders of images
+only. It neither resizes nor normalises (the processor does) and reads no live streams. The file is long because every
+kind of input is checked here, so that nothing behind it has to.
 """
 
 import operator

@@ -393,16 +393,12 @@ class XMemModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        # As in XMem, which keeps PyTorch's own initialisation but for the ResNets, the keys and the gates. Parents come
-        # after their children here.
         if isinstance(module, nn.Conv2d):
-            init.kaiming_uniform_(module.weight, a=5**0.5)
-        elif isinstance(module, XMemConvNorm):
-            init.kaiming_normal_(module.conv.weight, mode="fan_out", nonlinearity="relu")
-        elif isinstance(module, XMemKeyEncoder):
-            init.orthogonal_(module.key_proj.weight)
-        elif isinstance(module, XMemSensoryUpdate | XMemDeepSensoryUpdate):
-            init.xavier_normal_(module.transform.weight)
+            if module.bias is None:  # the ResNets' convolutions
+                init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            else:
+                # PyTorch's own, as XMem has it.
+                init.kaiming_uniform_(module.weight, a=5**0.5)
 
     def train(self, mode: bool = True) -> "XMemModel":
         """Set training mode; BatchNorm follows only with `config.train_batch_norm`."""
