@@ -12,7 +12,6 @@ import torch
 
 import visa_hf.evaluation as evaluation
 from tests.evaluation.davis_reference import (
-    HAS_OPENCV,
     boundary_map,
     classical_boundary_f,
     classical_region_similarity,
@@ -212,7 +211,6 @@ def test_a_frame_of_480_x_854_equals_the_classical_way() -> None:
     assert 0.5 < value < 0.95
 
 
-@pytest.mark.skipif(not HAS_OPENCV, reason="OpenCV is not installed")
 def test_the_plain_dilation_equals_that_of_opencv() -> None:
     boundary = boundary_map(np.random.default_rng(0).random((60, 90)) < 0.01)
     for radius in (1, 4, 8):

@@ -8,6 +8,7 @@ N objects, CK CV CS channels of keys, values and sensory memory. Elements are ro
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from numbers import Integral
 
 import torch
 import torch.nn.functional as F
@@ -454,9 +455,10 @@ class XMemMemory:
 
 
 def _as_id(object_id: int) -> int:
-    if isinstance(object_id, bool) or not isinstance(object_id, int):
+    # NumPy's integers too.
+    if isinstance(object_id, bool) or not isinstance(object_id, Integral):
         raise TypeError(f"`object_ids` contains {object_id!r} of type {type(object_id).__name__} but ids are `int`.")
-    return object_id
+    return int(object_id)
 
 
 def _rows(plane: Tensor) -> Tensor:

@@ -365,8 +365,7 @@ class XMemDecoder(nn.Module):
 
 
 def _channels_last(image: Tensor) -> Tensor:
-    # The convolutions at stride 4 run up to twice as fast in this layout on a CPU, and it is passed on from layer to
-    # layer; the numbers are the same.
+    # On a CPU the convolutions take and give this layout without reordering; it is passed on from layer to layer.
     return image.contiguous(memory_format=torch.channels_last)
 
 
@@ -527,10 +526,12 @@ class XMemModel(PreTrainedModel):
         _check_frame(frame)
         height, width = frame.shape[-2:]
         memory.check_frame_size(height, width)
-        if masks is not None and masks.shape[:1] == (0,) and not object_ids:
-            masks = object_ids = None
-        _check_masks(masks, frame)
-        _check_features(features, height, width)
+        if masks is not None:
+            _check_masks(masks, frame)
+            if len(masks) == 0 and (object_ids is None or len(object_ids) == 0):
+                masks = object_ids = None
+        if features is not None:
+            _check_features(features, height, width)
         given_ids = memory.resolve_ids(None if masks is None else masks.shape[0], object_ids)
 
         # 1) What does this frame need?
@@ -583,7 +584,13 @@ def _merge(probs: Tensor | None, masks: Tensor, rows: list[int], num_objects: in
     return aggregate(merged, dim=0)
 
 
+def _check_is_tensor(value: Tensor, name: str) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"`{name}` is a {type(value).__name__} but must be a `torch.Tensor`. Convert it first.")
+
+
 def _check_frame(frame: Tensor) -> None:
+    _check_is_tensor(frame, "frame")
     if frame.ndim != 3 or frame.shape[0] != 3 or 0 in frame.shape:
         raise ValueError(f"`frame` has shape {tuple(frame.shape)} but must be (3, H, W). Give one RGB frame.")
     if not frame.is_floating_point():
@@ -594,9 +601,8 @@ def _check_frame(frame: Tensor) -> None:
         raise ValueError("`frame` has values that are NaN or infinite. Give finite numbers.")
 
 
-def _check_masks(masks: Tensor | None, frame: Tensor) -> None:
-    if masks is None:
-        return
+def _check_masks(masks: Tensor, frame: Tensor) -> None:
+    _check_is_tensor(masks, "masks")
     if masks.ndim != 3 or masks.shape[-2:] != frame.shape[-2:]:
         raise ValueError(
             f"`masks` has shape {tuple(masks.shape)} but `frame` is {frame.shape[1]} x {frame.shape[2]} pixels. "
@@ -611,10 +617,10 @@ def _check_masks(masks: Tensor | None, frame: Tensor) -> None:
         )
 
 
-def _check_features(features: XMemFrameFeatures | None, height: int, width: int) -> None:
+def _check_features(features: XMemFrameFeatures, height: int, width: int) -> None:
     _, _, padded_height, padded_width = _padding(height, width)
     expected = (1, padded_height // STRIDE, padded_width // STRIDE)
-    if features is not None and (features.key.shape[0], *features.key.shape[-2:]) != expected:
+    if (features.key.shape[0], *features.key.shape[-2:]) != expected:
         raise ValueError(
             f"`features` has a key of shape {tuple(features.key.shape)} but (1, CK, {expected[1]}, {expected[2]}) is "
             "needed. Give `encode_frame` of this very frame."
