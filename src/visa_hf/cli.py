@@ -31,7 +31,7 @@ from visa_hf.inference import (
     progress_bar,
     resolve_device,
 )
-from visa_hf.modeling.frame_source_visa import _image_files_of as image_files_of
+from visa_hf.modeling.frame_source_visa import image_files_of
 from visa_hf.modeling.outputs_visa import VideoFrameOutput, VideoSegmentation
 from visa_hf.modeling.video_session_visa import VisaVideoSession
 from visa_hf.rendering import (

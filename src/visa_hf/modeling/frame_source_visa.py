@@ -69,7 +69,7 @@ def open_frames(
         if not path.exists():
             raise FileNotFoundError(f"There is no video at `{path}`. Give the path of a video file, image or folder.")
         if path.is_dir():
-            return _ImageFiles(_image_files_of(path), path, rate, allow_truncated, max_cached_frames)
+            return _ImageFiles(image_files_of(path), path, rate, allow_truncated, max_cached_frames)
         if path.suffix.lower() in IMAGE_SUFFIXES:
             return _ImageFiles([path], path, rate, allow_truncated, max_cached_frames)
         if rate is not None:
@@ -465,7 +465,7 @@ def _check_one_size(sizes: list[tuple[int, int]], names: list[str]) -> None:
             )
 
 
-def _image_files_of(folder: Path) -> list[Path]:
+def image_files_of(folder: Path) -> list[Path]:
     """The images in a folder in natural order: numbers inside names count as numbers."""
     files = [f for f in folder.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES and f.name[0] != "." and f.is_file()]
     if not files:
