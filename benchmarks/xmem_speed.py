@@ -3,11 +3,12 @@
     python benchmarks/xmem_speed.py [--frames 16] [--objects 1 3] [--size 480 854] [--threads 2]
 
 Three tables. 1: the memory's elements and the process's peak memory over thousands of small frames. 2: reading memory
-alone, for the sizes that it has at the start and later. 3: steps, both sides on the same clip in one process, taking
-turns frame by frame, with random weights of full size: from the first frame, and with the mean working memory of a
-long video (`+7` memory frames beforehand). `differing` counts pixels whose mask differs, and `undecided` those where
-the two best probabilities are within 1e-4 of each other, so that rounding may decide. `of cpu` is the ratio of
-processor time, which other programs on the machine disturb less.
+alone, for the sizes that it has at the start and later (a large difference is a position where the 30th and the 31st
+best element are equal within rounding, and the sides choose differently). 3: steps, both sides on the same clip in one
+process, taking turns frame by frame, with random weights of full size: from the first frame, and with the mean working
+memory of a long video (`+7` memory frames beforehand). `differing` counts pixels whose mask differs, and
+`undecided` those where the two best probabilities are within 1e-4 of each other, so that rounding may decide. `of cpu`
+is the ratio of processor time, which other programs on the machine disturb less.
 """
 
 import argparse
