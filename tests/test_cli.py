@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -154,14 +155,24 @@ def test_a_first_mask_needs_no_query(visa, tmp_path):
     assert np.array_equal(decode_mask(row["masks"]["0"]), labels > 0)
 
 
-def test_masks_are_read_from_palette_and_grey_images(tmp_path):
-    labels = np.array([[0, 3, 1], [0, 0, 3]], dtype=np.uint8)
+def test_masks_are_read_from_palette_grey_and_transparent_images(tmp_path):
+    labels = np.array([[0, 3, 1], [255, 0, 3]], dtype=np.uint8)
     image = Image.fromarray(labels, mode="P")
-    image.putpalette([0, 0, 0, 255, 0, 0] * 2)
+    image.putpalette([0, 0, 0, 255, 0, 0] * 128)
     image.save(tmp_path / "palette.png")
-    Image.fromarray(labels * 85).save(tmp_path / "grey.png")
+    Image.fromarray(np.uint8(labels == 3) * 85).save(tmp_path / "grey.png")
+    pixels = np.zeros((2, 3, 4), dtype=np.uint8)
+    pixels[..., 3] = np.uint8(labels == 1) * 255
+    Image.fromarray(pixels).save(tmp_path / "cutout.png")
     assert cli.read_mask(tmp_path / "palette.png").tolist() == [(labels == 1).tolist(), (labels == 3).tolist()]
-    assert cli.read_mask(tmp_path / "grey.png").tolist() == (labels * 85).tolist()
+    assert cli.read_mask(tmp_path / "grey.png").tolist() == [(labels == 3).tolist()]
+    assert cli.read_mask(tmp_path / "cutout.png").tolist() == [(labels == 1).tolist()]
+
+
+def test_a_mask_of_several_greys_is_refused(tmp_path):
+    Image.fromarray(np.array([[0, 120], [240, 0]], dtype=np.uint8)).save(tmp_path / "grey.png")
+    with pytest.raises(ValueError, match="has 2 grey levels beside black.* Give a black and white PNG, or a palette"):
+        cli.read_mask(tmp_path / "grey.png")
 
 
 def test_quiet_prints_nothing(visa, tmp_path):
@@ -194,6 +205,64 @@ def test_an_earlier_result_is_replaced_only_when_asked_and_nothing_else(visa, tm
         "notes.txt",
         "predictions.jsonl",
     ]
+
+
+def test_overwriting_spares_annotations_that_are_no_earlier_result(visa, tmp_path):
+    video, out = write_folder(tmp_path / "frames", 2), tmp_path / "davis"
+    (out / "Annotations").mkdir(parents=True)
+    (out / "Annotations" / "true.png").write_bytes(b"precious")
+    code, _, errors = visa(video, "it", "-o", out, "--overwrite")
+    assert code == 2 and "holds Annotations but no predictions.jsonl" in errors
+    assert files_in(out) == ["Annotations/true.png"]
+
+
+def test_a_result_is_not_overwritten_with_masks_of_itself(visa, tmp_path):
+    out = tmp_path / "out"
+    assert visa(write_folder(tmp_path / "frames", 2), "it", "-o", out)[0] == 0
+    before = files_in(out)
+    code, _, errors = visa(out / "overlay.mp4", "it", "-o", out, "--overwrite")
+    assert code == 2 and "is part of the result in" in errors
+    assert files_in(out) == before
+
+
+def test_an_interruption_while_results_are_swapped_brings_the_earlier_one_back(visa, tmp_path, monkeypatch):
+    video, out = write_folder(tmp_path / "frames", 2), tmp_path / "out"
+    assert visa(video, "one", "-o", out)[0] == 0
+    before = {name: (out / name).read_bytes() for name in files_in(out)}
+    moves, replace = [], Path.replace
+
+    def interrupted(source, target):
+        moves.append(target)
+        if len(moves) == 5:
+            raise KeyboardInterrupt
+        return replace(source, target)
+
+    real = cli._replace_results
+
+    def swap(*places):
+        monkeypatch.setattr(Path, "replace", interrupted)
+        real(*places)
+
+    monkeypatch.setattr(cli, "_replace_results", swap)
+    code, _, errors = visa(video, "two", "-o", out, "--overwrite")
+    assert (code, len(moves) > 5) == (130, True)
+    assert errors.endswith(f"visa: interrupted. Nothing was written to `{out}`.\n")
+    assert {name: (out / name).read_bytes() for name in files_in(out)} == before
+
+
+def test_an_output_that_is_a_broken_link_is_refused(visa, tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    code, _, errors = visa(write_folder(tmp_path / "frames", 2), "it", "-o", tmp_path / "link")
+    assert code == 2 and "is a link to nothing. Give a folder." in errors
+
+
+@pytest.mark.parametrize("video", ["", "https://example.com/clip.mp4"])
+def test_what_is_no_path_is_refused(visa, tmp_path, video):
+    code, _, errors = visa(video, "it", "-o", tmp_path / "out")
+    assert (code, errors) == (
+        2,
+        f"visa: error: `{video}` is no file or folder. Give the path of a video; download it first.\n",
+    )
 
 
 @pytest.mark.parametrize("name", ["out", "."])
@@ -241,7 +310,7 @@ def inputs(tmp_path_factory):
         (["clip.mp4", "it", "--reference-frames", "0,9"], "`reference_frames` is 9 but the video"),
         (
             ["clip.mp4", "--first-mask", "small.png"],
-            "`first_mask` has shape (10, 12) but the frames are 64 x 96 pixels",
+            "`first_mask` has shape (1, 10, 12) but the frames are 64 x 96 pixels",
         ),
         (["clip.mp4", "--first-mask", "none.png"], "There is no mask at `none.png`."),
         (["clip.mp4", "--first-mask", "text.mp4"], "The mask `text.mp4` is not an image that can be read."),
@@ -366,7 +435,8 @@ def test_a_defect_keeps_its_traceback(visa, inputs, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_interruption_ends_with_130_and_leaves_nothing_behind(tmp_path):
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_interruption_ends_with_130_and_leaves_nothing_behind(tmp_path, sent):
     """A real process, a real signal, after the output was begun."""
     video = write_video(tmp_path / "clip.mp4", 1000)
     work = tmp_path / "work"
@@ -383,7 +453,7 @@ def test_interruption_ends_with_130_and_leaves_nothing_behind(tmp_path):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(sent)
     printed, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert printed == "" and "Traceback" not in errors

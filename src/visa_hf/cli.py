@@ -8,7 +8,9 @@ import argparse
 import errno
 import os
 import shutil
+import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -63,9 +65,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = build_parser().parse_args(argv)
     try:
-        run_segment(args)
-    except KeyboardInterrupt:
-        print(f"\nvisa: interrupted. Nothing was written to `{args.output}`.", file=sys.stderr)
+        with _termination_is_interruption():
+            run_segment(args)
+    except KeyboardInterrupt as interruption:
+        print(f"\nvisa: interrupted. {interruption}".rstrip(), file=sys.stderr)
         return 130
     except _EXPECTED_ERRORS as error:
         print(f"visa: error: {_one_line(error, args.output)}", file=sys.stderr)
@@ -87,8 +90,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     segment.add_argument("video", metavar="VIDEO", help="video file, image, or folder of frames")
     segment.add_argument("queries", metavar="QUERY", nargs="*", help="what to segment; several give several results")
-    segment.add_argument("-o", "--output", metavar="OUT", type=Path, required=True, help="folder to write")
-    segment.add_argument("--overwrite", action="store_true", help="replace an earlier result in OUT")
+    segment.add_argument("-o", "--output", metavar="OUT", type=_path, required=True, help="folder to write")
+    segment.add_argument(
+        "--overwrite", action="store_true", help="replace an earlier result in OUT, and nothing else that is there"
+    )
     segment.add_argument(
         "--model", help="folder or Hub id of a checkpoint (default: a random demo, which means nothing)"
     )
@@ -114,9 +119,9 @@ def build_parser() -> argparse.ArgumentParser:
     frames.add_argument(
         "--first-mask",
         metavar="PNG",
-        type=Path,
-        help="mask on the target frame (default then: the first one) to track instead of asking the model; each "
-        "colour of a palette image is an object",
+        type=_path,
+        help="mask on the target frame (default then: the first one) to track instead of asking the model: a "
+        "palette image with a colour for each object, a black and white one, or one with a transparent background",
     )
     frames.add_argument("--fps", type=float, help="frames per second of a folder of frames")
     frames.add_argument(
@@ -154,8 +159,14 @@ def run_segment(args: argparse.Namespace) -> None:
         raise ValueError("No QUERY and no --first-mask is given. Say what to segment.")
     if not args.no_overlay and not is_av_available():
         raise ImportError("Writing overlay.mp4 needs PyAV: `pip install av`, or leave it out with --no-overlay.")
+    if not args.video or "://" in args.video:
+        raise ValueError(f"`{args.video}` is no file or folder. Give the path of a video; download it first.")
     resolve_device(args.device)
     first_mask = None if args.first_mask is None else read_mask(args.first_mask)
+    replaced = [Path(os.path.realpath(args.output / name)) for name in OUTPUT_NAMES]
+    video = Path(os.path.realpath(args.video))
+    if any(video == place or place in video.parents for place in replaced):
+        raise ValueError(f"`{args.video}` is part of the result in `{args.output}`. Give another output folder.")
     with ExitStack() as stack:
         folder = stack.enter_context(output_folder(args.output, args.overwrite))
         session = stack.enter_context(
@@ -289,29 +300,40 @@ def summary_line(number: int, result: VideoSegmentation) -> str:
 
 
 def read_mask(path: Path) -> np.ndarray:
-    """Read masks from an image: each colour but the first of a palette image, or what is not black in any other.
+    """Read masks from an image.
 
     Args:
-        path (`Path`): the image.
+        path (`Path`): a palette image, in which each colour but number 0 (background) and 255 (void, in the field's
+            data sets) is an object; an image with transparency, whose opaque part is the object; or one of two values,
+            of which one is black.
 
     Returns:
-        `np.ndarray` of shape `(K, H, W)`, bool, for a palette image; of shape `(H, W)`, uint8, otherwise.
+        `np.ndarray` of shape `(K, H, W)`, bool.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is no image.
+        ValueError: if it is no image, or none of these.
     """
     try:
         with Image.open(path) as image:
-            if image.mode != "P":
-                return np.asarray(image.convert("L"))
-            labels = np.asarray(image)
+            if image.mode == "P":
+                labels = np.asarray(image)
+                objects = [label for label in np.unique(labels) if label not in (0, 255)]
+                return np.stack([labels == label for label in objects]) if objects else np.zeros_like(labels)[None] > 0
+            if image.has_transparency_data:
+                return np.asarray(image.convert("RGBA"))[None, :, :, 3] > 127
+            values = np.asarray(image.convert("L"))
     except FileNotFoundError as error:
         raise FileNotFoundError(f"There is no mask at `{path}`.") from error
     except (UnidentifiedImageError, OSError) as error:
         raise ValueError(f"The mask `{path}` is not an image that can be read. Give a PNG.") from error
-    objects = [label for label in np.unique(labels) if label != 0]
-    return np.stack([labels == label for label in objects]) if objects else labels
+    grey_levels = np.unique(values[values > 0])
+    if len(grey_levels) > 1:
+        raise ValueError(
+            f"The mask `{path}` has {len(grey_levels)} grey levels beside black, so it is not clear what belongs to "
+            "the object. Give a black and white PNG, or a palette PNG with a colour for each object."
+        )
+    return values[None] > 0
 
 
 @contextmanager
@@ -328,14 +350,23 @@ def output_folder(out: Path, overwrite: bool) -> Iterator[Path]:
     """
     if out.exists() and not out.is_dir():
         raise FileExistsError(f"The output `{out}` is a file. Give a folder.")
+    if out.is_symlink() and not out.exists():
+        raise FileExistsError(f"The output `{out}` is a link to nothing. Give a folder.")
     is_there = out.is_dir()
     if is_there and any(out.iterdir()) and not overwrite:
         raise FileExistsError(f"The output folder `{out}` is not empty. Give another one, or --overwrite.")
+    foreign = [name for name in OUTPUT_NAMES if (out / name).exists()]
+    if foreign and not (out / "predictions.jsonl").is_file():
+        # A data set keeps its true masks in a folder called Annotations.
+        raise FileExistsError(
+            f"The output folder `{out}` holds {', '.join(foreign)} but no predictions.jsonl, so these are no earlier "
+            "result, and --overwrite would destroy them. Give another folder."
+        )
     # Inside the folder, or else beside the first missing one on the way to it: always on the disk of the results, so
     # that renaming is enough at the end.
     target = Path(os.path.abspath(out))
     parent = target if is_there else next(folder for folder in target.parents if folder.exists())
-    staging = parent / f".{target.name}.{os.getpid()}.partial"
+    staging = parent / f".visa-{os.getpid()}.partial"
     try:
         staging.mkdir()
     except OSError as error:
@@ -347,19 +378,50 @@ def output_folder(out: Path, overwrite: bool) -> Iterator[Path]:
         else:
             target.parent.mkdir(parents=True, exist_ok=True)
             staging.replace(target)
+    except KeyboardInterrupt as interruption:
+        raise KeyboardInterrupt(f"Nothing was written to `{out}`.") from interruption
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
 
 def _replace_results(staging: Path, out: Path) -> None:
-    """Move the new results into `out`, and earlier ones to where `staging` vanishes."""
+    """Move the new results into `out`, and earlier ones to where `staging` vanishes; all of them or none."""
     earlier = staging / ".earlier"
     earlier.mkdir()
-    for name in OUTPUT_NAMES:
-        if (out / name).exists():
-            (out / name).replace(earlier / name)
-        if (staging / name).exists():
-            (staging / name).replace(out / name)
+    moves = [(out / name, earlier / name) for name in OUTPUT_NAMES if (out / name).exists()]
+    moves += [(staging / name, out / name) for name in OUTPUT_NAMES if (staging / name).exists()]
+    try:
+        for source, target in moves:
+            source.replace(target)
+    except BaseException:
+        for source, target in reversed(moves):
+            if not source.exists() and target.exists():
+                target.replace(source)
+        raise
+
+
+@contextmanager
+def _termination_is_interruption() -> Iterator[None]:
+    """Let SIGTERM, which schedulers and `timeout` send, clean up as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
+        yield
+        return
+
+    def interrupt(_signal: int, _frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    earlier = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, earlier)
+
+
+def _path(text: str) -> Path:
+    """Read a path; an empty one would mean the current folder."""
+    if not text or "\0" in text:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a path")
+    return Path(text)
 
 
 def _made(path: Path) -> Path:
