@@ -4,17 +4,21 @@ import copy
 import json
 import logging
 import re
+import shutil
 from fractions import Fraction
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RepositoryNotFoundError
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from tests.media import cut_off, test_frame, write_constant_rate, write_folder, write_video
 from visa_hf import VisaVideoSession, segment
 from visa_hf.demo import ANSWER, build_demo_checkpoint, make_demo_model
-from visa_hf.inference import load_model, resolve_device, resolve_dtype
+from visa_hf.inference import check_before_loading, load_model, resolve_device, resolve_dtype
 
 
 @pytest.fixture(scope="module")
@@ -231,7 +235,17 @@ def test_other_number_formats_run(checkpoint, tiny_clip, dtype):
     [
         ({"query": ""}, ValueError, "`query` is empty"),
         ({"query": "  \n"}, ValueError, "`query` is empty"),
+        ({"query": "\u200b \u2060"}, ValueError, "`query` is empty"),
         ({"query": []}, ValueError, "`query` is an empty list"),
+        ({"query": 5}, TypeError, "`query` is a int but must be a string, or a list of strings"),
+        ({"query": b"it"}, TypeError, "`query` is a bytes but must be a string"),
+        ({"query": ["it", None]}, TypeError, "`query[1]` is a NoneType but must be a string"),
+        ({"query": "it", "target_frame": 1.0}, TypeError, "`target_frame` is 1.0 but must be a whole number"),
+        (
+            {"query": "it", "reference_frames": [1], "num_reference_frames": 2},
+            ValueError,
+            "`reference_frames` and `num_reference_frames` (2) are both given",
+        ),
         ({}, ValueError, "Neither `query` nor `first_mask` is given"),
         ({"query": "the [SEG]"}, ValueError, "`[SEG]`, which the model reads as a special token"),
         ({"query": "an <image>"}, ValueError, "`<image>`, which the model reads as a special token"),
@@ -264,6 +278,10 @@ def test_the_video_is_looked_at_before_the_model_is_loaded(tmp_path):
 def test_a_checkpoint_that_cannot_be_used_is_refused(checkpoint, tmp_path):
     with pytest.raises(FileNotFoundError, match="There is no model folder"):
         load_model(tmp_path / "none")
+    # A folder is meant, although the name would be a Hub id without its beginning.
+    for name in ("./x/y", "../x/y", "x", "x/y/z"):
+        with pytest.raises(FileNotFoundError, match=re.escape(f"There is no model folder `{name}`")):
+            load_model(name)
     with pytest.raises(FileNotFoundError, match="is no model: it has no config.json"):
         load_model(tmp_path)
     for file in checkpoint.iterdir():
@@ -280,6 +298,185 @@ def test_a_checkpoint_that_lacks_weights_is_refused(checkpoint, demo, tmp_path):
     processor.save_pretrained(tmp_path)
     with pytest.raises(RuntimeError, match="lacks 1 of the weights that its config.json asks for: lm_head.weight"):
         load_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("{", "is not valid JSON"),
+        ("[]", "holds a list but must hold a JSON object"),
+        ("{}", "has the `model_type` None but 'visa' is needed"),
+        ('{"model_type": "llama"}', "has the `model_type` 'llama' but 'visa' is needed. Give a VISA checkpoint"),
+    ],
+)
+def test_a_config_of_another_model_is_refused(checkpoint, tmp_path, config, message):
+    shutil.copytree(checkpoint, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(ValueError, match=re.escape(f"The config.json of `{tmp_path}` {message}")):
+        load_model(tmp_path)
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def as_pickle(path):
+    torch.save(load_file(path), path.parent / "pytorch_model.bin")
+    path.unlink()
+    return path.parent / "pytorch_model.bin"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        cut,
+        lambda path: path.write_bytes(b""),
+        lambda path: cut(as_pickle(path)),
+        lambda path: as_pickle(path).write_bytes(b""),
+    ],
+    ids=["cut", "empty", "cut pickle", "empty pickle"],
+)
+def test_damaged_weights_are_called_damaged(checkpoint, tmp_path, damage):
+    shutil.copytree(checkpoint, tmp_path, dirs_exist_ok=True)
+    damage(tmp_path / "model.safetensors")
+    with pytest.raises(
+        RuntimeError, match=re.escape(f"The weights in `{tmp_path}` are damaged or cut short")
+    ) as caught:
+        load_model(tmp_path)
+    assert str(caught.value).endswith("Download or convert them again.")
+
+
+def test_a_missing_shard_is_named(checkpoint, tmp_path):
+    shutil.copytree(checkpoint, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "model.safetensors").rename(tmp_path / "model-00001-of-00002.safetensors")
+    places = {"lm_head.weight": "model-00002-of-00002.safetensors"}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    with pytest.raises(
+        FileNotFoundError, match=r"are incomplete \(.*model-00002-of-00002.safetensors.*\). Download or"
+    ):
+        load_model(tmp_path)
+
+
+def test_weights_of_other_shapes_are_refused_in_one_line(checkpoint, tmp_path):
+    shutil.copytree(checkpoint, tmp_path, dirs_exist_ok=True)
+    weights = load_file(tmp_path / "model.safetensors")
+    rows, width = weights["lm_head.weight"].shape
+    weights["lm_head.weight"] = weights["lm_head.weight"][:-3].clone()
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    report_logger = logging.getLogger("transformers.modeling_utils")
+    level = report_logger.level
+    message = f"have other shapes than its config.json asks for: lm_head.weight has {(rows - 3, width)} instead of"
+    with pytest.raises(RuntimeError, match=re.escape(f"1 of the weights in `{tmp_path}` {message}")):
+        load_model(tmp_path)
+    assert report_logger.level == level
+
+
+def test_the_report_of_a_loading_that_fails_is_left_out(checkpoint, tmp_path, monkeypatch):
+    shutil.copytree(checkpoint, tmp_path, dirs_exist_ok=True)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["lm_head.weight"]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    said = []
+    logger = logging.getLogger("transformers.modeling_utils")
+    monkeypatch.setattr(logger, "handle", said.append)
+    with pytest.raises(RuntimeError, match="lacks 1 of the weights that its config.json asks for: lm_head.weight"):
+        load_model(tmp_path)
+    assert said == []
+
+
+@pytest.mark.parametrize("name", ["processor_config.json", "tokenizer.json", "tokenizer_config.json"])
+def test_a_checkpoint_without_its_processor_is_refused(checkpoint, demo, tmp_path, name):
+    shutil.copytree(checkpoint, tmp_path, dirs_exist_ok=True)
+    (tmp_path / name).write_text("{")
+    with pytest.raises(OSError, match=re.escape(f"The processor in `{tmp_path}` cannot be read: ")):
+        load_model(tmp_path)
+    (tmp_path / name).unlink()
+    with pytest.raises(FileNotFoundError, match=re.escape(f"The model folder `{tmp_path}` has no {name}, which the")):
+        load_model(tmp_path)
+    load_model(tmp_path, demo[1])  # not needed where a processor is given
+
+
+def refusal(kind):
+    """An error of the Hub, which wants the response that it is about."""
+    response = SimpleNamespace(headers={}, request=None)
+    return kind("refused", response=response)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (refusal(RepositoryNotFoundError), "the Hub has no such model, or shows it only to those who are logged in"),
+        (refusal(GatedRepoError), "the Hub gives it only to those who were granted access"),
+        (OfflineModeIsEnabled("offline"), "the Hub is not asked because `HF_HUB_OFFLINE` is set"),
+        (TimeoutError("slow"), "the Hub cannot be reached (TimeoutError)"),
+    ],
+)
+def test_a_hub_id_without_the_hub(checkpoint, tmp_path, monkeypatch, error, message):
+    asked = []
+
+    def unreachable(url, timeout):
+        asked.append((url, timeout))
+        raise error
+
+    monkeypatch.setattr("visa_hf.inference.get_hf_file_metadata", unreachable)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    expected = f"The model `someone/demo` is neither a folder nor among the downloaded models, and {message}"
+    with pytest.raises(OSError, match=re.escape(expected)):
+        load_model("someone/demo")
+    assert len(asked) == 1 and "someone/demo" in asked[0][0] and asked[0][1] <= 10
+    # What was downloaded before is used, without asking again.
+    cached = tmp_path / "models--someone--demo"
+    shutil.copytree(checkpoint, cached / "snapshots" / ("0" * 40))
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("0" * 40)
+    model, processor = load_model("someone/demo", device="cpu")
+    assert processor.seg_token_id == model.config.seg_token_id and len(asked) == 2
+
+
+def test_a_model_on_the_hub_must_be_of_visa(tmp_path, monkeypatch):
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    monkeypatch.setattr("visa_hf.inference.get_hf_file_metadata", lambda *_, **__: None)
+    monkeypatch.setattr("visa_hf.inference.hf_hub_download", lambda *_, **__: str(tmp_path / "config.json"))
+    with pytest.raises(ValueError, match="The config.json of `someone/bert` has the `model_type` 'bert' but 'visa'"):
+        load_model("someone/bert")
+
+
+def test_a_name_that_is_neither_a_folder_nor_a_hub_id():
+    with pytest.raises(
+        FileNotFoundError, match="There is no model folder `my models/demo`, and it is no Hub id either"
+    ):
+        load_model("my models/demo")
+
+
+@pytest.mark.parametrize("model", [5, torch.nn.Linear(1, 1), b"folder"])
+def test_what_is_no_model_is_refused(demo, model):
+    with pytest.raises(TypeError, match=f"`model` is a {type(model).__name__}, which is no VISA model. Give a folder"):
+        load_model(model, demo[1])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"queries": [""]}, "`query` is empty"),
+        ({"queries": ["it", "\u200b"]}, "`query` is empty"),
+        ({"queries": []}, "Neither `query` nor `first_mask` is given"),
+        ({"queries": ["it"], "target_frame": 12}, "`target_frame` is 12 but the video"),
+        ({"queries": ["it"], "reference_frames": [1, 1]}, "`reference_frames` names frame 1 twice"),
+        ({"queries": [], "first_mask": square(5, 5)}, "`first_mask` has shape (5, 5)"),
+        ({"queries": [None], "first_mask": square(), "num_reference_frames": 2}, "with a mask the model is not asked"),
+    ],
+)
+def test_what_needs_no_model_is_refused_before_it_is_loaded(tiny_clip, monkeypatch, options, message):
+    with VisaVideoSession(tiny_clip, None) as session:
+        check_before_loading(session, ["it"], target_frame=11, reference_frames=[0])
+        check_before_loading(session, [], first_mask=square())
+        with pytest.raises(ValueError, match=re.escape(message)):
+            check_before_loading(session, **options)
+    monkeypatch.setattr("visa_hf.inference.load_model", lambda *_, **__: pytest.fail("the model was loaded"))
+    asked = {name: value for name, value in options.items() if name != "queries"}
+    words = [query for query in options["queries"] if query is not None] or None
+    with pytest.raises(ValueError, match=re.escape(message)):
+        segment(tiny_clip, words, **asked)
 
 
 def test_a_checkpoint_without_seg_is_refused(checkpoint, tmp_path):
@@ -322,8 +519,13 @@ def test_devices_and_number_formats_that_do_not_exist():
     assert resolve_dtype("bfloat16") is torch.bfloat16 and resolve_dtype(None) is None
     with pytest.raises(ValueError, match="`device` is 'gpu' but must be"):
         resolve_device("gpu")
-    with pytest.raises(ValueError, match="`dtype` is 'int8' but must be one of float32, bfloat16, float16"):
-        resolve_dtype("int8")
+    for device in ("cpu:0", "cpu:3", "meta", "xpu", 1.5):
+        with pytest.raises(ValueError, match=f"`device` is '{device}' but must be"):
+            resolve_device(device)
+    for dtype in ("int8", torch.int8, torch.bool, torch.float8_e4m3fn, ["float32"]):
+        message = f"`dtype` is {dtype!r} but must be one of float32, bfloat16, float16"
+        with pytest.raises(ValueError, match=re.escape(message)):
+            resolve_dtype(dtype)
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="`device` is 'cuda' but this machine, or this PyTorch, has none"):
             resolve_device("cuda")

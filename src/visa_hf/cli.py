@@ -27,6 +27,7 @@ from visa_hf.inference import (
     DEFAULT_MAX_FRAMES,
     DTYPES,
     PackedFrame,
+    check_before_loading,
     load_model,
     make_results,
     pack_frame,
@@ -183,19 +184,19 @@ def run_segment(args: argparse.Namespace) -> None:
                 allow_truncated=args.allow_truncated,
             )
         )
+        asked: dict[str, Any] = {
+            "target_frame": args.target_frame,
+            "reference_frames": args.reference_frames,
+            "num_reference_frames": args.num_reference_frames,
+            "first_mask": first_mask,
+        }
+        check_before_loading(session, args.queries, **asked)
         # 2) The model answers on the target frame.
         transformers_logging.disable_progress_bar()
         model, session.processor = load_model(args.model, device=args.device, dtype=args.dtype)
+        limit = {} if args.max_new_tokens is None else {"max_new_tokens": args.max_new_tokens}
         for query in args.queries or [None]:
-            model.add_query(
-                session,
-                query,
-                target_frame=args.target_frame,
-                reference_frames=args.reference_frames,
-                num_reference_frames=args.num_reference_frames,
-                first_mask=first_mask,
-                **({} if args.max_new_tokens is None else {"max_new_tokens": args.max_new_tokens}),
-            )
+            model.add_query(session, query, **asked, **limit)
         # 3) Its masks are tracked, and each frame is written as it comes.
         is_bar_shown = not args.quiet and sys.stderr.isatty()
         with progress_bar(session, is_bar_shown) as on_frame:

@@ -5,8 +5,10 @@ https://huggingface.co/papers/2407.11325, section 3); the steps are those of `Vi
 take by oneself. Masks are returned; files are written by the command line.
 """
 
+import json
 import logging
 import os
+import pickle
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +16,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HFValidationError,
+    HTTPError,
+    OfflineModeIsEnabled,
+    RemoteEntryNotFoundError,
+    RepositoryNotFoundError,
+)
+from safetensors import SafetensorError
 from tqdm import tqdm  # type: ignore[import-untyped]
 from transformers import PreTrainedModel
 
@@ -21,7 +33,7 @@ from visa_hf.demo import make_demo_model
 from visa_hf.modeling.modeling_visa import VisaForVideoSegmentation
 from visa_hf.modeling.outputs_visa import PackedMask, VideoFrameOutput, VideoSegmentation
 from visa_hf.modeling.processing_visa import VisaProcessor
-from visa_hf.modeling.video_session_visa import VisaVideoSession
+from visa_hf.modeling.video_session_visa import VisaVideoSession, check_query
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +44,8 @@ DEMO_NOTICE = (
     "Give a checkpoint's folder or Hub id for real ones."
 )
 _WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin")
+_PROCESSOR_FILES = ("processor_config.json", "tokenizer.json", "tokenizer_config.json")
+_HUB_TIMEOUT = 5.0  # seconds until the Hub counts as out of reach
 
 # One frame's masks, packed: for each query, one for each object.
 PackedFrame = tuple[tuple[PackedMask, ...], ...]
@@ -100,9 +114,7 @@ def segment(
         ValueError, TypeError, FileNotFoundError, ImportError, RuntimeError: if the input cannot be used; the message
             says what to do.
     """
-    queries = [query] if query is None or isinstance(query, str) else list(query)
-    if not queries:
-        raise ValueError("`query` is an empty list. Give at least one sentence.")
+    queries = _as_queries(query)
     # The video first: loading a model takes longer than finding out that there is none.
     with VisaVideoSession(
         video,
@@ -115,6 +127,14 @@ def segment(
         fps=fps,
         allow_truncated=allow_truncated,
     ) as session:
+        check_before_loading(
+            session,
+            queries,
+            target_frame=target_frame,
+            reference_frames=reference_frames,
+            num_reference_frames=num_reference_frames,
+            first_mask=first_mask,
+        )
         network, session.processor = load_model(model, processor, device=device, dtype=dtype)
         for sentence in queries:
             network.add_query(
@@ -130,6 +150,36 @@ def segment(
             frames = [pack_frame(output) for output in network.propagate_in_video_iterator(session, on_frame=on_frame)]
         results = make_results(session, frames)
     return results[0] if query is None or isinstance(query, str) else results
+
+
+def check_before_loading(
+    session: VisaVideoSession,
+    queries: Sequence[str | None],
+    *,
+    target_frame: int | None = None,
+    reference_frames: Sequence[int] | None = None,
+    num_reference_frames: int | None = None,
+    first_mask: np.ndarray | torch.Tensor | None = None,
+) -> None:
+    """Refuse what `add_query` would refuse, as far as that can be known without a model, which takes long to load.
+
+    Args:
+        session (`VisaVideoSession`): the video; it is left as it is.
+        queries (`Sequence[str | None]`): the sentences; empty, or of `None`, for a `first_mask` without one.
+        target_frame, reference_frames, num_reference_frames, first_mask: as in `segment`.
+
+    Raises:
+        ValueError, TypeError: if a query, a frame or the mask cannot be used.
+    """
+    for query in queries or [None]:
+        check_query(
+            session,
+            query,
+            target_frame=target_frame,
+            reference_frames=reference_frames,
+            num_reference_frames=num_reference_frames,
+            first_mask=first_mask,
+        )
 
 
 def load_model(
@@ -150,9 +200,12 @@ def load_model(
         The model in evaluation mode and its processor.
 
     Raises:
-        FileNotFoundError: if there is no such folder, or no weights in it.
-        RuntimeError: if some of the weights are missing.
-        ValueError: if model and processor do not fit together, or the device or dtype is not available.
+        OSError: if there is no such folder, if files are missing in it, or if the Hub cannot be reached, or has no
+            such model, and there is no downloaded copy.
+        RuntimeError: if weights are missing, damaged, or of other shapes than config.json says.
+        TypeError: if `model` is none of the above.
+        ValueError: if it is not of VISA, if model and processor do not fit together, or if the device or dtype is not
+            available.
     """
     torch_device, torch_dtype = resolve_device(device), resolve_dtype(dtype)
     loaded: Any
@@ -161,10 +214,11 @@ def load_model(
         loaded, demo_processor = make_demo_model()
         processor = processor or demo_processor
     elif isinstance(model, str | os.PathLike):
-        name = _checked_checkpoint(model)
-        loaded = VisaForVideoSegmentation.from_pretrained(name, dtype="auto" if torch_dtype is None else torch_dtype)
+        name = _checked_checkpoint(model, needs_processor=processor is None)
+        loaded = _load_network(name, "auto" if torch_dtype is None else torch_dtype)
         processor = processor or _load_processor(name)
     else:
+        _check_is_visa(model)
         loaded, torch_device = model, model.device if device is None else torch_device
         processor = processor or _load_processor(str(model.config.name_or_path or ""))
     if processor.seg_token_id != loaded.config.seg_token_id:
@@ -189,16 +243,21 @@ def resolve_device(device: str | torch.device | None = None) -> torch.device:
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if device is None or device == "auto":
         return torch.device(next(name for name in ("cuda", "mps", "cpu") if available[name]))
+    refusal = f'`device` is {str(device)!r} but must be "cpu", "cuda", "mps" or "auto".'
     try:
         resolved = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f'`device` is {device!r} but must be "cpu", "cuda", "mps" or "auto".') from error
-    is_there = available.get(resolved.type, True)
-    if is_there and resolved.type == "cuda" and resolved.index is not None:
-        is_there = resolved.index < torch.cuda.device_count()
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(refusal) from error
+    if resolved.type not in available or (resolved.type == "cpu" and resolved.index is not None):
+        raise ValueError(refusal)
+    is_there = available[resolved.type]
+    if is_there and resolved.index is not None:
+        is_there = resolved.index < (torch.cuda.device_count() if resolved.type == "cuda" else 1)
     if not is_there:
         usable = ", ".join(name for name, is_usable in available.items() if is_usable)
-        raise ValueError(f"`device` is {device!r} but this machine, or this PyTorch, has none. Available: {usable}.")
+        raise ValueError(
+            f"`device` is {str(device)!r} but this machine, or this PyTorch, has none. Available: {usable}."
+        )
     return resolved
 
 
@@ -206,11 +265,12 @@ def resolve_dtype(dtype: str | torch.dtype | None = None) -> torch.dtype | None:
     """Return the floating dtype that is meant; `None` means the checkpoint's own.
 
     Raises:
-        ValueError: for any other name.
+        ValueError: for any other name, and for a dtype that the model cannot compute in.
     """
-    if dtype is None or isinstance(dtype, torch.dtype):
+    # Floating dtypes of one byte are for storage: nothing can be computed in them.
+    if dtype is None or (isinstance(dtype, torch.dtype) and dtype.is_floating_point and dtype.itemsize > 1):
         return dtype
-    if dtype not in DTYPES:
+    if not isinstance(dtype, str) or dtype not in DTYPES:
         raise ValueError(f"`dtype` is {dtype!r} but must be one of {', '.join(DTYPES)}.")
     return DTYPES[dtype]
 
@@ -246,33 +306,161 @@ def make_results(session: VisaVideoSession, frames: Sequence[PackedFrame]) -> li
     ]
 
 
-def _checked_checkpoint(model: str | os.PathLike[str]) -> str:
-    """Return the name of a checkpoint after refusing a folder that is none."""
+def _as_queries(query: Any) -> list[str | None]:
+    """Return the queries as a list, after refusing what is neither a string, nor a sequence of strings, nor `None`."""
+    if query is None or isinstance(query, str):
+        return [query]
+    if isinstance(query, bytes) or not isinstance(query, Sequence):
+        raise TypeError(f"`query` is a {type(query).__name__} but must be a string, or a list of strings.")
+    for position, sentence in enumerate(query):
+        if not isinstance(sentence, str):
+            raise TypeError(f"`query[{position}]` is a {type(sentence).__name__} but must be a string.")
+    if not query:
+        raise ValueError("`query` is an empty list. Give at least one sentence.")
+    return list(query)
+
+
+def _check_is_visa(model: Any) -> None:
+    """Refuse an object that is not a VISA model; one that is wrapped (PEFT) or loaded as remote code is."""
+    try:
+        model_type = model.config.model_type
+    except AttributeError:
+        model_type = None
+    if model_type != "visa":
+        raise TypeError(
+            f"`model` is a {type(model).__name__}, which is no VISA model. Give a folder, a Hub id, or a "
+            "`VisaForVideoSegmentation`."
+        )
+
+
+def _checked_checkpoint(model: str | os.PathLike[str], needs_processor: bool) -> str:
+    """Return a checkpoint's folder or Hub id, after refusing one that does not exist or is not of VISA."""
     path = Path(model)
-    if not path.exists():
-        if (
-            isinstance(model, os.PathLike)
-            or path.is_absolute()
-            or len(path.parts) != 2
-            or path.parts[0] in (".", "..")
-        ):
-            raise FileNotFoundError(
-                f"There is no model folder `{path}`. Give the folder of a checkpoint, or a Hub id like `name/model`."
-            )
-        return str(model)
-    if not (path / "config.json").is_file():
+    if path.exists():
+        _check_folder(path, needs_processor)
+        return str(path)
+    # The string as given: `Path` drops a leading "./", which says that a folder is meant.
+    if isinstance(model, os.PathLike) or model.startswith(".") or path.is_absolute() or len(path.parts) != 2:
         raise FileNotFoundError(
-            f"`{path}` is no model: it has no config.json. Give a folder that `save_pretrained` wrote."
+            f"There is no model folder `{model}`. Give the folder of a checkpoint, or a Hub id like `name/model`."
         )
-    if not any(True for pattern in _WEIGHT_PATTERNS for _ in path.glob(pattern)):
+    reason = _why_not_on_hub(model)
+    try:
+        config = Path(hf_hub_download(model, "config.json", local_files_only=reason is not None))
+    except (HTTPError, OSError) as error:
+        raise OSError(
+            f"The model `{model}` is neither a folder nor among the downloaded models, and "
+            f"{reason or 'its download from the Hub failed'}. Check the name, or give the folder of a checkpoint."
+        ) from error
+    if reason is None:
+        _check_config(config, model)
+        return model
+    # The copy in the cache is a folder like any other, and loading from it asks nobody.
+    _check_folder(config.parent, needs_processor)
+    return str(config.parent)
+
+
+def _why_not_on_hub(name: str) -> str | None:
+    """Return why a model cannot be had from the Hub, or `None` if it can: one short request, never repeated."""
+    try:
+        get_hf_file_metadata(hf_hub_url(name, "config.json"), timeout=_HUB_TIMEOUT)
+    except HFValidationError as error:
+        raise FileNotFoundError(f"There is no model folder `{name}`, and it is no Hub id either: {error}") from error
+    except GatedRepoError:
+        return "the Hub gives it only to those who were granted access and are logged in"
+    except RepositoryNotFoundError:
+        return "the Hub has no such model, or shows it only to those who are logged in"
+    except RemoteEntryNotFoundError:
+        return "on the Hub it has no config.json"
+    except OfflineModeIsEnabled:
+        return "the Hub is not asked because `HF_HUB_OFFLINE` is set"
+    except (HTTPError, OSError) as error:
+        return f"the Hub cannot be reached ({type(error).__name__})"
+    return None
+
+
+def _check_folder(folder: Path, needs_processor: bool) -> None:
+    """Refuse a folder that is not a complete VISA checkpoint."""
+    config = folder / "config.json"
+    if not config.is_file():
         raise FileNotFoundError(
-            f"The model folder `{path}` has no weights ({' or '.join(_WEIGHT_PATTERNS)}). Copy or convert them again."
+            f"`{folder}` is no model: it has no config.json. Give a folder that `save_pretrained` wrote."
         )
-    return str(path)
+    _check_config(config, str(folder))
+    if not any(True for pattern in _WEIGHT_PATTERNS for _ in folder.glob(pattern)):
+        raise FileNotFoundError(
+            f"The model folder `{folder}` has no weights ({' or '.join(_WEIGHT_PATTERNS)}). Copy or convert them "
+            "again."
+        )
+    absent = [name for name in _PROCESSOR_FILES if not (folder / name).is_file()]
+    if needs_processor and absent:
+        raise FileNotFoundError(
+            f"The model folder `{folder}` has no {', '.join(absent)}, which the processor is made of. Save the "
+            "processor there too, with `save_pretrained`, or copy or convert the checkpoint again."
+        )
+
+
+def _check_config(config: Path, name: str) -> None:
+    """Refuse a config.json of another model: read as VISA's it would stand for a full-size one of random weights."""
+    try:
+        settings = json.loads(config.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(
+            f"The config.json of `{name}` is not valid JSON ({error}). Copy or convert the checkpoint again."
+        ) from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"The config.json of `{name}` holds a {type(settings).__name__} but must hold a JSON object.")
+    if settings.get("model_type") != "visa":
+        raise ValueError(
+            f"The config.json of `{name}` has the `model_type` {settings.get('model_type')!r} but 'visa' is needed. "
+            "Give a VISA checkpoint; published weights are made one by `visa_hf.convert`."
+        )
+
+
+def _load_network(name: str, dtype: str | torch.dtype) -> Any:
+    """Load the weights of a checkpoint, after which each one is where it belongs."""
+    # What the report says in twenty lines, the errors say in one.
+    report_logger = logging.getLogger("transformers.modeling_utils")
+    level = report_logger.level
+    report_logger.setLevel(logging.ERROR)
+    damage = f"The weights in `{name}` are damaged or cut short ({{}}). Download or convert them again."
+    try:
+        # Other shapes are let through here, and refused below with their names.
+        loaded, info = VisaForVideoSegmentation.from_pretrained(
+            name, dtype=dtype, ignore_mismatched_sizes=True, output_loading_info=True
+        )
+    except (SafetensorError, pickle.UnpicklingError, EOFError, json.JSONDecodeError) as error:
+        raise RuntimeError(damage.format(str(error) or type(error).__name__)) from error
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"The weights in `{name}` are incomplete ({error}). Download or convert them again."
+        ) from error
+    except RuntimeError as error:
+        # How PyTorch says that a file of its own is damaged.
+        if "PytorchStreamReader" not in str(error):
+            raise
+        raise RuntimeError(damage.format("not a whole PyTorch file")) from error
+    finally:
+        report_logger.setLevel(level)
+    misfits = sorted((key, tuple(saved), tuple(wanted)) for key, saved, wanted in info["mismatched_keys"])
+    if misfits:
+        key, saved, wanted = misfits[0]
+        raise RuntimeError(
+            f"{len(misfits)} of the weights in `{name}` have other shapes than its config.json asks for: {key} has "
+            f"{saved} instead of {wanted}{', ...' if len(misfits) > 1 else ''}. Convert or download the checkpoint "
+            "again, and do not mix files of two."
+        )
+    return loaded
 
 
 def _load_processor(name: str) -> Any:
     """Load the processor that was saved with a checkpoint."""
     if not name:
         raise ValueError("The model was not loaded from a folder, so its processor is unknown. Give `processor`.")
-    return VisaProcessor.from_pretrained(name)
+    try:
+        return VisaProcessor.from_pretrained(name)
+    except (OSError, json.JSONDecodeError) as error:
+        raise OSError(
+            f"The processor in `{name}` cannot be read: {' '.join(str(error).split())} Copy or convert the checkpoint "
+            "again, or give `processor`."
+        ) from error

@@ -448,8 +448,14 @@ def test_settings_that_make_no_sense_are_refused(clip: Path) -> None:
         open_frames(clip, max_cached_frames=0)
     with pytest.raises(ValueError, match="a video file with its own"):
         open_frames(clip, fps=25)
-    with pytest.raises(ValueError, match="`fps` is 0"):
-        open_frames([FRAME], fps=0)
+    for fps in (0, -5, 1e-9, 9e-4, 2e5, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match=rf"`fps` is {fps}; it must be .* between 0.001 and 100000\."):
+            open_frames([FRAME], fps=fps)
+    with pytest.raises(TypeError, match="`fps` is '25'; it must be a number of frames per second"):
+        open_frames([FRAME], fps="25")
+    for fps in (0.001, 1e5):
+        with open_frames([FRAME], fps=fps) as source:
+            assert float(source.fps) == fps
 
 
 def test_folders_that_are_no_video_are_refused(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Video sessions: which frames are tracked from where, against the tracker called by hand."""
 
 import re
+import tempfile
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,7 +15,10 @@ from visa_hf.modeling.outputs_visa import PackedMask
 from visa_hf.modeling.video_session_visa import (
     VisaVideoMixin,
     VisaVideoSession,
+    _EarlierFrames,
+    check_query,
     highest_plane,
+    is_blank,
     masks_from_logits,
     prepare_tracker_frame,
     tracking_size,
@@ -37,6 +41,8 @@ class StubProcessor:
 class StubModel(VisaVideoMixin):
     """A real tracker behind a model that answers every query with the logits it was given."""
 
+    score = 0.25
+
     def __init__(self, tracker, mask_logits=None):
         self.config = VisaConfig.tiny()
         self.tracker = tracker
@@ -47,7 +53,7 @@ class StubModel(VisaVideoMixin):
         return SimpleNamespace(
             mask_logits=[self.mask_logits],
             answer_ids=[torch.tensor([5])],
-            iou_scores=[torch.full((len(self.mask_logits),), 0.25)],
+            iou_scores=[torch.full((len(self.mask_logits),), self.score)],
         )
 
 
@@ -319,12 +325,65 @@ def test_the_tracker_sees_frames_as_published(video):
             {"first_mask": np.ones((HEIGHT, WIDTH)), "reference_frames": [1]},
             "Reference frames and a `first_mask` are given, but with a mask the model is not asked",
         ),
+        (
+            {"query": "x", "reference_frames": [1], "num_reference_frames": 3},
+            "`reference_frames` and `num_reference_frames` (3) are both given",
+        ),
+        ({"query": "x", "num_reference_frames": -1}, "`num_reference_frames` is -1 but must be at least 0"),
+        ({"query": " \u200b\x00\u00a0\u2060"}, "`query` is empty"),
     ],
 )
 def test_bad_queries_are_refused_and_leave_the_session_as_it_was(tracker, video, arguments, message):
     with VisaVideoSession(video, StubProcessor()) as session:
-        with pytest.raises(ValueError, match=re.escape(message)):
-            StubModel(tracker).add_query(session, **arguments)
+        for refuse in (StubModel(tracker).add_query, check_query):
+            with pytest.raises(ValueError, match=re.escape(message)):
+                refuse(session, **arguments)
+        assert session.queries == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"query": 5}, "`query` is a int but must be a string."),
+        ({"query": "x", "target_frame": 1.5}, "`target_frame` is 1.5 but must be a whole number."),
+        ({"first_mask": np.ones((HEIGHT, WIDTH)), "target_frame": "1"}, "`target_frame` is '1' but must be a whole"),
+        ({"query": "x", "reference_frames": 3}, "`reference_frames` is 3 but must be a list of frame numbers."),
+        ({"query": "x", "reference_frames": [1, 2.0]}, "`reference_frames` is 2.0 but must be a whole number."),
+        ({"query": "x", "num_reference_frames": 2.5}, "`num_reference_frames` is 2.5 but must be a whole number."),
+    ],
+)
+def test_queries_of_a_wrong_type_are_refused(tracker, video, arguments, message):
+    with VisaVideoSession(video, StubProcessor()) as session:
+        for refuse in (StubModel(tracker).add_query, check_query):
+            with pytest.raises(TypeError, match=re.escape(message)):
+                refuse(session, **arguments)
+        assert session.queries == []
+
+
+def test_what_can_be_asked_passes_the_check(video):
+    with VisaVideoSession(video, StubProcessor()) as session:
+        check_query(session, "x", target_frame=np.int64(8), reference_frames=range(3))
+        check_query(session, "x", num_reference_frames=0)
+        check_query(session, "", first_mask=np.ones((HEIGHT, WIDTH)), target_frame=3)
+        assert session.queries == []
+
+
+def test_a_text_that_shows_nothing_is_blank():
+    assert is_blank("") and is_blank(" \t\n\u2028") and is_blank("\u200b\u200d\ufeff")
+    assert not is_blank("a\u200b") and not is_blank("\u732b") and not is_blank("?")
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_numbers_that_are_none_are_not_taken_for_an_empty_mask(tracker, video, bad):
+    logits = torch.full((1, HEIGHT, WIDTH), -2.0)
+    logits[0, 3, 4] = bad
+    with VisaVideoSession(video, StubProcessor()) as session:
+        with pytest.raises(RuntimeError, match=r"The model gave NaN .* try float32 or bfloat16 \(`dtype`\)"):
+            StubModel(tracker, logits).add_query(session, "x")
+        model = StubModel(tracker, torch.zeros(1, HEIGHT, WIDTH))
+        model.score = bad
+        with pytest.raises(RuntimeError, match="The model gave NaN"):
+            model.add_query(session, "x")
         assert session.queries == []
 
 
@@ -379,3 +438,60 @@ def test_frames_are_read_once_per_sweep_and_not_held(tracker, video, two_masks):
     Counting.looked_at = 0
     run(model, session)
     assert Counting.looked_at == 7 + 5  # backward 6..0, forward 4..8
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"every": 1.5}, "`every` is 1.5 but must be a whole number."),
+        ({"max_frames": "9"}, "`max_frames` is '9' but must be a whole number."),
+        ({"threshold": "0.5"}, "`threshold` is '0.5' but must be a number between 0 and 1."),
+        ({"start": [1]}, "`start` is [1] but must be seconds"),
+        ({"end": (2, 3)}, "`end` is (2, 3) but must be seconds"),
+    ],
+)
+def test_options_of_a_wrong_type_are_refused(video, options, message):
+    with pytest.raises(TypeError, match=re.escape(message)):
+        VisaVideoSession(video, StubProcessor(), **options)
+
+
+def test_the_video_is_closed_whatever_goes_wrong_at_opening(video, monkeypatch):
+    closed = []
+    monkeypatch.setattr(VisaVideoSession, "close", lambda self: closed.append(self.source))
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("visa_hf.modeling.video_session_visa.frames_between", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        VisaVideoSession(video, StubProcessor())
+    assert len(closed) == 1
+
+
+def test_probabilities_wait_in_two_bytes_each(monkeypatch):
+    probs = torch.rand(2, 30, 40, generator=torch.Generator().manual_seed(0))
+    probs[0, 0, :2] = torch.tensor([0.0, 1.0])
+    masks = probs > 0.5
+    written = []
+    monkeypatch.setattr(
+        "visa_hf.modeling.video_session_visa.zlib.compress", lambda data, _: written.append(data) or data
+    )
+    monkeypatch.setattr("visa_hf.modeling.video_session_visa.zlib.decompress", lambda data: data)
+    query = SimpleNamespace(query_id=0, target_masks=masks)
+    with _EarlierFrames(want_probs=True) as earlier:
+        earlier.put(0, 3, masks, probs)
+        kept_masks, kept_probs = earlier.pop(query, 3)
+    assert len(written[-1]) == 2 * probs.numel()  # packed masks are compressed before
+    assert torch.equal(kept_masks, masks) and kept_probs.dtype == torch.float32
+    assert kept_probs[0, 0, :2].tolist() == [0.0, 1.0]
+    assert 0 < (kept_probs - probs).abs().max() < 1e-5
+
+
+def test_a_temporary_folder_that_cannot_be_written_is_named(tracker, video, two_masks, monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    model = StubModel(tracker)
+    with VisaVideoSession(video, StubProcessor(), want_probs=True) as session:
+        model.add_query(session, first_mask=two_masks, target_frame=4)
+        message = f"`{tmp_path / 'gone'}`: No such file or directory. Free space there, or name another folder in the"
+        with pytest.raises(OSError, match=re.escape(message) + " variable `TMPDIR`"):
+            next(model.propagate_in_video_iterator(session))

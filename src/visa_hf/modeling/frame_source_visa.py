@@ -392,8 +392,11 @@ class _ImageFiles(FrameSource):
 def _checked_rate(fps: Fraction | float | None) -> Fraction | None:
     if fps is None:
         return None
-    if not 0 < fps < float("inf"):
-        raise ValueError(f"`fps` is {fps}; it must be a positive number of frames per second.")
+    # Beyond these bounds it is a mistake, and rounding below would make it 0.
+    if not isinstance(fps, Fraction | int | float | np.number):
+        raise TypeError(f"`fps` is {fps!r}; it must be a number of frames per second.")
+    if not 1e-3 <= fps <= 1e5:
+        raise ValueError(f"`fps` is {fps}; it must be a number of frames per second, between 0.001 and 100000.")
     return Fraction(fps).limit_denominator(1_000_000)
 
 

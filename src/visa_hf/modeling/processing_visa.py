@@ -34,7 +34,7 @@ from .prompts_visa import (
     fold_query,
     question_style,
 )
-from .video_session_visa import VisaVideoSession
+from .video_session_visa import VisaVideoSession, is_blank
 
 IGNORED_LABEL = -100
 _PUBLISHED_IMAGE, _PUBLISHED_SEG = "<image>", "[SEG]"
@@ -232,7 +232,7 @@ class VisaProcessor(ProcessorMixin):
         """Refuse a text that is empty, cannot be encoded, or would be read as something else than text."""
         if not isinstance(text, str):
             raise TypeError(f"`{name}` is a {type(text).__name__} but must be a string.")
-        if not text.strip():
+        if is_blank(text):
             raise ValueError(f"`{name}` is empty ({text!r}). Say in words what is meant.")
         if any("\ud800" <= character <= "\udfff" for character in text):
             raise ValueError(f"`{name}` {text!r} is not valid Unicode: it holds half a character. Decode it as UTF-8.")

@@ -10,8 +10,10 @@ import dataclasses
 import math
 import operator
 import tempfile
+import unicodedata
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,7 +72,7 @@ class VisaVideoSession:
         threshold (`float`, defaults to 0.5): probability, in (0, 1), above which a pixel of the target frame belongs
             to an object. In the other frames the most probable of objects and background wins.
         want_probs (`bool`, defaults to `False`): yield probabilities beside the masks. Those of the frames before the
-            target wait in a temporary file.
+            target wait in a temporary file, rounded to 1/65535: less than 0.00001 from the exact ones.
         fps (`float`, *optional*): frames per second of frames that have no rate of their own.
         allow_truncated (`bool`, defaults to `False`): use the frames before the damage of a damaged video.
         max_cached_frames (`int`, defaults to 64): decoded frames held at any time.
@@ -100,12 +102,20 @@ class VisaVideoSession:
         allow_truncated: bool = False,
         max_cached_frames: int = 64,
     ) -> None:
+        if not isinstance(threshold, int | float | np.number):
+            raise TypeError(f"`threshold` is {threshold!r} but must be a number between 0 and 1.")
         if not 0 < threshold < 1:
             raise ValueError(f"`threshold` is {threshold} but must be a probability between 0 and 1, both left out.")
+        every = _whole_number("every", every)
         if every < 1:
             raise ValueError(f"`every` is {every} but must be at least 1: 1 tracks all frames, 2 every other one.")
+        if max_frames is not None:
+            max_frames = _whole_number("max_frames", max_frames)
+        for name, position in (("start", start), ("end", end)):
+            if not (position is None or isinstance(position, str | int | float | np.number)):
+                raise TypeError(f'`{name}` is {position!r} but must be seconds, like 2.5, or a frame, like "120f".')
         self.processor = processor
-        self.every = operator.index(every)
+        self.every = every
         self.threshold = threshold
         self.want_probs = want_probs
         self.queries: list[SessionQuery] = []
@@ -120,7 +130,7 @@ class VisaVideoSession:
                     f"{num_tracked} frames would be tracked but `max_frames` is {max_frames}. Track fewer with "
                     "`every` (`--every`), take a part with `start` and `end`, or raise `max_frames` (`--max-frames`)."
                 )
-        except ValueError:
+        except BaseException:
             self.close()
             raise
 
@@ -208,11 +218,18 @@ class VisaVideoMixin:
         Raises:
             ValueError: for frames outside the video, a query or mask that cannot be used, or a tracker that is needed
                 but missing.
+            TypeError: for a query that is no string, or a frame that is no whole number.
+            RuntimeError: if the model computes numbers that are not finite.
         """
-        if query is None and first_mask is None:
-            raise ValueError("Neither `query` nor `first_mask` is given. Say what to segment, or give its mask.")
+        _check_words(query, first_mask is not None)
         selection = _selected(
-            session, self.config, target_frame, reference_frames, num_reference_frames, first_mask is not None
+            session,
+            target_frame,
+            reference_frames,
+            num_reference_frames,
+            first_mask is not None,
+            default_number=self.config.num_reference_frames,
+            strategy=self.config.reference_strategy,
         )
         _check_target(session, self.tracker, selection)
         if first_mask is not None:
@@ -224,6 +241,7 @@ class VisaVideoMixin:
             answer = session.processor.batch_decode(output.answer_ids)[0]
             masks, probs = masks_from_logits(mask_logits, session.threshold), mask_logits.sigmoid()
             scores = tuple(output.iou_scores[0].tolist())
+            _check_finite(mask_logits, scores)
         query_id = len(session.queries)
         kept_probs = probs if session.want_probs else None
         session.queries.append(SessionQuery(query_id, query or "", answer, selection, masks, kept_probs, scores))
@@ -290,6 +308,34 @@ class VisaVideoMixin:
                     masks=[masks for masks, _ in ordered],
                     mask_probs=[probs for _, probs in ordered if probs is not None] if session.want_probs else None,
                 )
+
+
+def check_query(
+    session: VisaVideoSession,
+    query: str | None = None,
+    *,
+    target_frame: int | None = None,
+    reference_frames: Sequence[int] | None = None,
+    num_reference_frames: int | None = None,
+    first_mask: Tensor | np.ndarray | None = None,
+) -> None:
+    """Refuse what `add_query` would refuse, as far as that can be known without a model.
+
+    Args: as of `VisaVideoMixin.add_query`. The session is left as it is.
+
+    Raises:
+        ValueError, TypeError: as `add_query` does.
+    """
+    has_mask = first_mask is not None
+    _check_words(query, has_mask)
+    _selected(session, target_frame, reference_frames, num_reference_frames, has_mask)
+    if first_mask is not None:
+        _given_masks(first_mask, session.height, session.width)
+
+
+def is_blank(text: str) -> bool:
+    """Tell whether a text shows nothing: it is empty, or all blanks, control characters or invisible ones."""
+    return all(unicodedata.category(character) in ("Cc", "Cf", "Zl", "Zp", "Zs") for character in text)
 
 
 def masks_from_logits(mask_logits: Tensor, threshold: float = 0.5) -> Tensor:
@@ -425,27 +471,35 @@ def _sweep(
 
 
 class _EarlierFrames:
-    """What the backward sweep found, until the forward sweep comes by: packed masks, and probabilities in a file."""
+    """What the backward sweep found, until the forward sweep comes by: packed masks, and probabilities in a file.
+
+    Probabilities are kept as 16-bit numbers, rounded to 1/65535.
+    """
 
     def __init__(self, want_probs: bool) -> None:
         self._masks: dict[tuple[int, int], list[PackedMask]] = {}
         self._places: dict[tuple[int, int], tuple[int, int]] = {}
-        self._file = tempfile.TemporaryFile() if want_probs else None
+        self._file: Any = None
+        if want_probs:
+            with _temporary_file_errors():
+                self._file = tempfile.TemporaryFile()
 
     def __enter__(self) -> "_EarlierFrames":
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         if self._file is not None:
-            self._file.close()
+            with _temporary_file_errors():
+                self._file.close()
 
     def put(self, query_id: int, frame_idx: int, masks: Tensor, probs: Tensor | None) -> None:
         """Keep masks (K, H, W), bool, and, if they are wanted, probabilities (K, H, W), float32."""
         self._masks[query_id, frame_idx] = [PackedMask.pack(mask) for mask in masks.numpy()]
         if self._file is not None and probs is not None:
-            data = zlib.compress(probs.numpy().tobytes(), 1)
-            self._places[query_id, frame_idx] = self._file.seek(0, 2), len(data)
-            self._file.write(data)
+            data = zlib.compress(np.rint(probs.numpy() * 65535).astype(np.uint16).tobytes(), 1)
+            with _temporary_file_errors():
+                self._places[query_id, frame_idx] = self._file.seek(0, 2), len(data)
+                self._file.write(data)
 
     def pop(self, query: SessionQuery, frame_idx: int) -> tuple[Tensor, Tensor | None]:
         """Take masks and probabilities out again; empty ones for a query that was not tracked."""
@@ -455,40 +509,97 @@ class _EarlierFrames:
             masks[row] = torch.from_numpy(packed.unpack())
         place = self._places.pop((query.query_id, frame_idx), None)
         if self._file is not None and place is not None:
-            self._file.seek(place[0])
-            values = np.frombuffer(bytearray(zlib.decompress(self._file.read(place[1]))), dtype=np.float32)
+            with _temporary_file_errors():
+                self._file.seek(place[0])
+                data = self._file.read(place[1])
+            values = np.frombuffer(zlib.decompress(data), dtype=np.uint16).astype(np.float32) / 65535
             probs = torch.from_numpy(values).reshape(masks.shape)
         return masks, probs
 
 
+@contextmanager
+def _temporary_file_errors() -> Iterator[None]:
+    """Say which folder is full or cannot be written, which the system's own message does not."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            f"Probabilities cannot be kept in the folder for temporary files, `{tempfile.gettempdir()}`: "
+            f"{error.strerror or error}. Free space there, or name another folder in the variable `TMPDIR`."
+        ) from error
+
+
+def _check_words(query: Any, has_mask: bool) -> None:
+    """Refuse a query that is no text, or says nothing; beside a mask it is a name, and may be empty."""
+    if query is None:
+        if not has_mask:
+            raise ValueError("Neither `query` nor `first_mask` is given. Say what to segment, or give its mask.")
+        return
+    if not isinstance(query, str):
+        raise TypeError(f"`query` is a {type(query).__name__} but must be a string.")
+    if not has_mask and is_blank(query):
+        raise ValueError(f"`query` is empty ({query!r}). Say in words what is meant.")
+
+
+def _check_finite(mask_logits: Tensor, scores: tuple[float, ...]) -> None:
+    """Refuse an answer in numbers that are none: its masks would be empty, and look like an answer."""
+    if not (mask_logits.isfinite().all() and all(map(math.isfinite, scores))):
+        raise RuntimeError(
+            "The model gave NaN or infinite numbers instead of masks, as happens where float16 overflows or weights "
+            "are damaged. Load it in another number format: try float32 or bfloat16 (`dtype`)."
+        )
+
+
+def _whole_number(name: str, value: Any) -> int:
+    """Return `value` as an int after refusing what is no whole number."""
+    try:
+        return operator.index(value)
+    except TypeError as error:
+        raise TypeError(f"`{name}` is {value!r} but must be a whole number.") from error
+
+
 def _selected(
     session: VisaVideoSession,
-    config: Any,
     target_frame: int | None,
     reference_frames: Sequence[int] | None,
     num_reference_frames: int | None,
     has_mask: bool,
+    *,
+    default_number: int = 12,
+    strategy: str = "global_local",
 ) -> FrameSelection:
-    """Choose the frames of one query inside the session's part of the video."""
+    """Check the frames that a query names, and choose the others inside the session's part of the video."""
     part: dict[str, Any] = {"start": session.first_frame, "stop": session.stop_frame}
-    if not has_mask:
-        wanted = config.num_reference_frames if num_reference_frames is None else num_reference_frames
-        return select_frames(
-            session.source.num_frames,
-            target_frame=target_frame,
-            reference_frames=reference_frames,
-            num_reference_frames=wanted,
-            strategy=config.reference_strategy,
-            **part,
-        )
-    if reference_frames is not None or num_reference_frames is not None:
+    if target_frame is not None:
+        target_frame = _whole_number("target_frame", target_frame)
+    if has_mask and (reference_frames is not None or num_reference_frames is not None):
         raise ValueError(
             "Reference frames and a `first_mask` are given, but with a mask the model is not asked, and looks at no "
             "reference. Leave one of the two out."
         )
-    target_frame = session.first_frame if target_frame is None else target_frame
-    selection = select_frames(session.source.num_frames, target_frame=target_frame, reference_frames=(), **part)
-    return dataclasses.replace(selection, reason="a given mask")
+    if reference_frames is not None and num_reference_frames is not None:
+        raise ValueError(
+            f"`reference_frames` and `num_reference_frames` ({num_reference_frames}) are both given, but the number "
+            "is for references that are chosen automatically. Leave one of the two out."
+        )
+    if has_mask:
+        target_frame = session.first_frame if target_frame is None else target_frame
+        selection = select_frames(session.source.num_frames, target_frame=target_frame, reference_frames=(), **part)
+        return dataclasses.replace(selection, reason="a given mask")
+    if reference_frames is not None:
+        if not isinstance(reference_frames, Iterable):
+            raise TypeError(f"`reference_frames` is {reference_frames!r} but must be a list of frame numbers.")
+        reference_frames = [_whole_number("reference_frames", idx) for idx in reference_frames]
+    if num_reference_frames is not None:
+        default_number = _whole_number("num_reference_frames", num_reference_frames)
+    return select_frames(
+        session.source.num_frames,
+        target_frame=target_frame,
+        reference_frames=reference_frames,
+        num_reference_frames=default_number,
+        strategy=strategy,
+        **part,
+    )
 
 
 def _check_target(session: VisaVideoSession, tracker: Any, selection: FrameSelection) -> None:
