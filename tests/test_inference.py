@@ -363,25 +363,37 @@ def test_weights_of_other_shapes_are_refused_in_one_line(checkpoint, tmp_path):
     rows, width = weights["lm_head.weight"].shape
     weights["lm_head.weight"] = weights["lm_head.weight"][:-3].clone()
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    report_logger = logging.getLogger("transformers.modeling_utils")
-    level = report_logger.level
     message = f"have other shapes than its config.json asks for: lm_head.weight has {(rows - 3, width)} instead of"
     with pytest.raises(RuntimeError, match=re.escape(f"1 of the weights in `{tmp_path}` {message}")):
         load_model(tmp_path)
-    assert report_logger.level == level
 
 
-def test_the_report_of_a_loading_that_fails_is_left_out(checkpoint, tmp_path, monkeypatch):
+@pytest.fixture
+def transformers_log():
+    """What transformers says while a test runs."""
+    said = []
+    handler = logging.Handler()
+    handler.emit = said.append
+    logging.getLogger("transformers").addHandler(handler)
+    yield said
+    logging.getLogger("transformers").removeHandler(handler)
+
+
+def test_loading_says_nothing(checkpoint, transformers_log):
+    load_model(checkpoint)
+    assert transformers_log == []
+    logging.getLogger("transformers.modeling_utils").warning("Loading is over.")
+    assert [record.getMessage() for record in transformers_log] == ["Loading is over."]
+
+
+def test_the_report_of_a_loading_that_fails_is_left_out(checkpoint, tmp_path, transformers_log):
     shutil.copytree(checkpoint, tmp_path, dirs_exist_ok=True)
     weights = load_file(tmp_path / "model.safetensors")
     del weights["lm_head.weight"]
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    said = []
-    logger = logging.getLogger("transformers.modeling_utils")
-    monkeypatch.setattr(logger, "handle", said.append)
     with pytest.raises(RuntimeError, match="lacks 1 of the weights that its config.json asks for: lm_head.weight"):
         load_model(tmp_path)
-    assert said == []
+    assert transformers_log == []
 
 
 @pytest.mark.parametrize("name", ["processor_config.json", "tokenizer.json", "tokenizer_config.json"])

@@ -417,12 +417,16 @@ def _check_config(config: Path, name: str) -> None:
         )
 
 
+def _is_error(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
+
+
 def _load_network(name: str, dtype: str | torch.dtype) -> Any:
     """Load the weights of a checkpoint, after which each one is where it belongs."""
-    # What the report says in twenty lines, the errors say in one.
+    # What the report says in twenty lines, the errors say in one. A filter, and no other level: at WARNING and above
+    # transformers also lists what tensor parallelism would leave whole.
     report_logger = logging.getLogger("transformers.modeling_utils")
-    level = report_logger.level
-    report_logger.setLevel(logging.ERROR)
+    report_logger.addFilter(_is_error)
     damage = f"The weights in `{name}` are damaged or cut short ({{}}). Download or convert them again."
     try:
         # Other shapes are let through here, and refused below with their names.
@@ -441,7 +445,7 @@ def _load_network(name: str, dtype: str | torch.dtype) -> Any:
             raise
         raise RuntimeError(damage.format("not a whole PyTorch file")) from error
     finally:
-        report_logger.setLevel(level)
+        report_logger.removeFilter(_is_error)
     misfits = sorted((key, tuple(saved), tuple(wanted)) for key, saved, wanted in info["mismatched_keys"])
     if misfits:
         key, saved, wanted = misfits[0]
