@@ -16,6 +16,7 @@ from PIL import Image
 
 from tests.media import read_code, test_frame, write_constant_rate, write_folder, write_variable_rate, write_video
 from visa_hf import cli, segment
+from visa_hf.commands import segment as command
 from visa_hf.demo import build_demo_checkpoint, make_demo_model
 from visa_hf.modeling.frame_source_visa import open_frames
 from visa_hf.rle import decode_mask
@@ -29,8 +30,10 @@ def demo():
 @pytest.fixture
 def visa(demo, monkeypatch, capsys):
     """Run `visa segment ...` in this process with the demo model ready; returns code, stdout and stderr."""
-    real = cli.load_model
-    monkeypatch.setattr(cli, "load_model", lambda model, **options: demo if model is None else real(model, **options))
+    real = command.load_model
+    monkeypatch.setattr(
+        command, "load_model", lambda model, **options: demo if model is None else real(model, **options)
+    )
 
     def run(*arguments):
         code = cli.main(["segment", *map(str, arguments)])
@@ -117,8 +120,8 @@ def test_a_part_and_every_third_frame(visa, tmp_path):
 
 def test_the_overlay_holds_the_last_mask_between_tracked_frames(visa, tmp_path, monkeypatch):
     drawn = []
-    real = cli.overlay_masks
-    monkeypatch.setattr(cli, "overlay_masks", lambda frame, masks: drawn.append(masks) or real(frame, masks))
+    real = command.overlay_masks
+    monkeypatch.setattr(command, "overlay_masks", lambda frame, masks: drawn.append(masks) or real(frame, masks))
     out = tmp_path / "out"
     assert visa(write_folder(tmp_path / "frames", 7), "it", "-o", out, "--every", 3, "--target-frame", 4)[0] == 0
     masks = {int(number): decode_mask(rle) for number, rle in read_rows(out)[0]["masks"].items()}
@@ -164,15 +167,15 @@ def test_masks_are_read_from_palette_grey_and_transparent_images(tmp_path):
     pixels = np.zeros((2, 3, 4), dtype=np.uint8)
     pixels[..., 3] = np.uint8(labels == 1) * 255
     Image.fromarray(pixels).save(tmp_path / "cutout.png")
-    assert cli.read_mask(tmp_path / "palette.png").tolist() == [(labels == 1).tolist(), (labels == 3).tolist()]
-    assert cli.read_mask(tmp_path / "grey.png").tolist() == [(labels == 3).tolist()]
-    assert cli.read_mask(tmp_path / "cutout.png").tolist() == [(labels == 1).tolist()]
+    assert command.read_mask(tmp_path / "palette.png").tolist() == [(labels == 1).tolist(), (labels == 3).tolist()]
+    assert command.read_mask(tmp_path / "grey.png").tolist() == [(labels == 3).tolist()]
+    assert command.read_mask(tmp_path / "cutout.png").tolist() == [(labels == 1).tolist()]
 
 
 def test_a_mask_of_several_greys_is_refused(tmp_path):
     Image.fromarray(np.array([[0, 120], [240, 0]], dtype=np.uint8)).save(tmp_path / "grey.png")
     with pytest.raises(ValueError, match="has 2 grey levels beside black.* Give a black and white PNG, or a palette"):
-        cli.read_mask(tmp_path / "grey.png")
+        command.read_mask(tmp_path / "grey.png")
 
 
 def test_quiet_prints_nothing(visa, tmp_path):
@@ -237,13 +240,13 @@ def test_an_interruption_while_results_are_swapped_brings_the_earlier_one_back(v
             raise KeyboardInterrupt
         return replace(source, target)
 
-    real = cli._replace_results
+    real = command._replace_results
 
     def swap(*places):
         monkeypatch.setattr(Path, "replace", interrupted)
         real(*places)
 
-    monkeypatch.setattr(cli, "_replace_results", swap)
+    monkeypatch.setattr(command, "_replace_results", swap)
     code, _, errors = visa(video, "two", "-o", out, "--overwrite")
     assert (code, len(moves) > 5) == (130, True)
     assert errors.endswith(f"visa: interrupted. Nothing was written to `{out}`.\n")
@@ -356,7 +359,7 @@ def test_arguments_that_cannot_be_parsed_exit_with_2(capsys):
 
 
 def test_an_output_that_cannot_be_written_is_refused_before_the_model_is_loaded(visa, inputs, tmp_path, monkeypatch):
-    monkeypatch.setattr(cli, "load_model", lambda *_, **__: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(command, "load_model", lambda *_, **__: pytest.fail("the model was loaded"))
     (tmp_path / "file").write_text("in the way")
     code, _, errors = visa(inputs / "clip.mp4", "it", "-o", tmp_path / "file")
     assert (code, errors) == (2, f"visa: error: The output `{tmp_path / 'file'}` is a file. Give a folder.\n")
@@ -366,7 +369,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_model_is_loaded(
     def refuse(self, *_, **__):
         raise PermissionError(errno.EACCES, "Permission denied", str(self))
 
-    monkeypatch.setattr(cli.Path, "mkdir", refuse)
+    monkeypatch.setattr(command.Path, "mkdir", refuse)
     code, _, errors = visa(inputs / "clip.mp4", "it", "-o", tmp_path / "out")
     assert (code, errors) == (
         2,
@@ -377,7 +380,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_model_is_loaded(
 
 @pytest.mark.parametrize("written", ["save_palette_png", "write_json_lines"])
 def test_a_full_disk_leaves_nothing_behind(visa, inputs, tmp_path, monkeypatch, written):
-    real = getattr(cli, written)
+    real = getattr(command, written)
     calls = []
 
     def fill(path, content):
@@ -386,14 +389,11 @@ def test_a_full_disk_leaves_nothing_behind(visa, inputs, tmp_path, monkeypatch, 
             raise OSError(errno.ENOSPC, f"Cannot write `{path}`: No space left on device")
         real(path, content)
 
-    monkeypatch.setattr(cli, written, fill)
+    monkeypatch.setattr(command, written, fill)
     out = tmp_path / "out"
     code, printed, errors = visa(inputs / "clip.mp4", "it", "-o", out)
     assert (code, printed) == (2, "")
-    assert errors == (
-        f"visa: error: No space is left on the disk of `{out}`. Nothing was written: free some, or choose another "
-        "folder.\n"
-    )
+    assert errors == (f"visa: error: No space is left on the disk of `{out}`. Free some, or choose another folder.\n")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -405,14 +405,14 @@ def test_a_disk_that_fills_up_while_overwriting_keeps_the_earlier_result(visa, i
     def fill(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(cli, "write_json_lines", fill)
+    monkeypatch.setattr(command, "write_json_lines", fill)
     assert visa(inputs / "clip.mp4", "two", "-o", out, "--overwrite")[0] == 2
     assert files_in(out) == before and read_rows(out)[0]["query"] == "one"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_without_pyav_a_folder_still_works_without_an_overlay(visa, tmp_path, monkeypatch):
-    monkeypatch.setattr(cli, "is_av_available", lambda: False)
+    monkeypatch.setattr(command, "is_av_available", lambda: False)
     monkeypatch.setattr("visa_hf.modeling.frame_source_visa.is_av_available", lambda: False)
     frames, out = write_folder(tmp_path / "frames", 2), tmp_path / "out"
     code, _, errors = visa(frames, "it", "-o", out)
@@ -429,7 +429,7 @@ def test_without_pyav_a_folder_still_works_without_an_overlay(visa, tmp_path, mo
 
 
 def test_a_defect_keeps_its_traceback(visa, inputs, tmp_path, monkeypatch):
-    monkeypatch.setattr(cli, "make_results", lambda *_: {}["defect"])
+    monkeypatch.setattr(command, "make_results", lambda *_: {}["defect"])
     with pytest.raises(KeyError, match="defect"):
         visa(inputs / "clip.mp4", "it", "-o", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
