@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from visa_hf.convert import convert_visa_state_dict
+from visa_hf.convert import assemble_visa_state_dict, convert_visa_state_dict
 from visa_hf.modeling.configuration_visa import VisaConfig
 from visa_hf.modeling.modeling_visa import VisaForVideoSegmentation
 
@@ -219,3 +219,61 @@ def test_what_is_not_a_tensor_is_refused(tiny_state_dict):
 def test_an_empty_state_dict_is_refused():
     with pytest.raises(ValueError, match="not the state dict of a published VISA"):
         convert_visa_state_dict({})
+
+
+# What a training begins with, put together from Chat-UniVi, SAM and CLIP
+
+
+@pytest.fixture
+def parts():
+    """A published VISA taken apart: (language model, SAM, CLIP), and the whole."""
+    whole = load_file(REFERENCE / "visa_tiny" / "original_state_dict.safetensors")
+    sam, tower = {}, {}
+    language = {}
+    for name, tensor in whole.items():
+        if name.startswith("model.visual_model."):
+            sam[name.removeprefix("model.visual_model.")] = tensor
+        elif name.startswith("model.vision_tower.vision_tower."):
+            tower[name.removeprefix("model.vision_tower.vision_tower.")] = tensor
+        elif "text_hidden_fcs" not in name:
+            language[name] = tensor
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        language[name] = language[name][:-1]  # [SEG] is VISA's
+    return language, sam, tower, whole
+
+
+def test_parts_become_a_visa_whose_new_weights_alone_differ(parts):
+    language, sam, tower, whole = parts
+    assembled = assemble_visa_state_dict(language, sam, {**tower, "text_model.x": torch.ones(1)}, vocab_size=127)
+    assert set(assembled) == set(whole)
+    new = {name for name, tensor in whole.items() if not torch.equal(assembled[name], tensor)}
+    embeddings = {"model.embed_tokens.weight", "lm_head.weight"}
+    assert new == embeddings | {name for name in whole if "text_hidden_fcs" in name}
+    for name in embeddings:
+        assert torch.equal(assembled[name][:-1], whole[name][:-1])
+        assert torch.allclose(assembled[name][-1], whole[name][:-1].mean(dim=0))
+    model = VisaForVideoSegmentation(tiny_config())
+    loaded = model.load_state_dict(convert_visa_state_dict(assembled), strict=False)
+    assert not loaded.unexpected_keys
+    assert all(name.startswith("tracker.") or "shared_embedding" in name for name in loaded.missing_keys)
+
+
+def test_new_weights_come_from_the_seed_alone(parts):
+    language, sam, tower, _ = parts
+    name = "model.text_hidden_fcs.0.2.weight"
+    drawn = [assemble_visa_state_dict(language, sam, tower, vocab_size=127, seed=seed)[name] for seed in (0, 0, 1)]
+    assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
+    assert drawn[0].shape == (32, 64)
+
+
+def test_parts_that_do_not_fit_are_refused(parts):
+    language, sam, tower, _ = parts
+    with pytest.raises(ValueError, match="`model.embed_tokens.weight` has 127 rows but the tokenizer 32000 pieces"):
+        assemble_visa_state_dict(language, sam, tower)
+    with pytest.raises(ValueError, match="`sam` has no prompt_encoder.no_mask_embed.weight"):
+        assemble_visa_state_dict(language, {}, tower)
+    with pytest.raises(ValueError, match="`visual_tower` has no names `vision_model"):
+        assemble_visa_state_dict(language, sam, {}, vocab_size=127)
+    prefixed = {f"model.vision_tower.vision_tower.{name}": tensor for name, tensor in tower.items()}
+    with pytest.raises(ValueError, match="holds a CLIP tower already"):
+        assemble_visa_state_dict({**language, **prefixed}, sam, tower, vocab_size=127)

@@ -273,6 +273,74 @@ def convert_visa_state_dict(sd: Mapping[str, torch.Tensor]) -> dict[str, torch.T
     return converted
 
 
+def assemble_visa_state_dict(
+    language_model: Mapping[str, torch.Tensor],
+    sam: Mapping[str, torch.Tensor],
+    visual_tower: Mapping[str, torch.Tensor] | None = None,
+    *,
+    vocab_size: int = 32000,
+    seed: int = 0,
+) -> dict[str, torch.Tensor]:
+    """Put together what VISA's training begins with: Chat-UniVi, SAM and CLIP, each under its own names.
+
+    The result has the published names of VISA, for [`convert_visa_state_dict`]. `text_hidden_fcs` is new and drawn as
+    PyTorch draws a Linear; the rows of `[SEG]` are the averages of all others.
+
+    Args:
+        language_model (mapping of `str` to `torch.Tensor`): a Chat-UniVi checkpoint (arXiv 2311.08046): Llama under
+            `model.*`, `lm_head.weight`, `model.mm_projector.*`, perhaps with its CLIP tower.
+        sam (mapping): a checkpoint of segment-anything.
+        visual_tower (mapping, *optional*): CLIP with names `vision_model.*`, where the language model's checkpoint is
+            without. The text tower of a whole CLIP is not needed, and left out.
+        vocab_size (`int`, defaults to 32000): pieces of the tokenizer. Further rows of the embeddings are left out.
+        seed (`int`): of the new weights.
+
+    Returns:
+        `dict` of `str` to `torch.Tensor`: the tensors given, not copied, and the new ones.
+
+    Raises:
+        ValueError: if a tensor that decides sizes is missing, the embeddings have too few rows, or CLIP is there
+            twice.
+    """
+    for what, tensors, needed in (
+        ("language_model", language_model, ("model.embed_tokens.weight", "lm_head.weight")),
+        ("sam", sam, ("prompt_encoder.no_mask_embed.weight",)),
+    ):
+        _check_maps_names_to_tensors(tensors)
+        missing = [name for name in needed if name not in tensors]
+        if missing:
+            raise ValueError(f"`{what}` has no {_listed(missing)}. Give the checkpoint as its authors published it.")
+    assembled = dict(language_model)
+    assembled |= {_SAM[0] + name: tensor for name, tensor in sam.items()}
+    if visual_tower is not None:
+        parent = _CLIP[0].removesuffix("vision_model.")
+        if any(name.startswith(parent) for name in language_model):
+            raise ValueError("`language_model` holds a CLIP tower already. Leave `visual_tower` out.")
+        tower = {parent + name: tensor for name, tensor in visual_tower.items() if name.startswith("vision_model.")}
+        if not tower:
+            raise ValueError(
+                "`visual_tower` has no names `vision_model.*`. Give a checkpoint of CLIP in transformers."
+            )
+        assembled |= tower
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        rows = assembled[name]
+        if len(rows) < vocab_size:
+            raise ValueError(
+                f"`{name}` has {len(rows)} rows but the tokenizer {vocab_size} pieces. Correct `vocab_size`."
+            )
+        rows = rows[:vocab_size]
+        assembled[name] = torch.cat([rows, rows.float().mean(dim=0, keepdim=True).to(rows.dtype)])
+    width, dtype = assembled["lm_head.weight"].shape[1], assembled["lm_head.weight"].dtype
+    prompt_width = sam["prompt_encoder.no_mask_embed.weight"].shape[1]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for place, outputs in ((0, width), (2, prompt_width)):
+            linear = torch.nn.Linear(width, outputs)
+            for name, parameter in linear.named_parameters():
+                assembled[f"model.text_hidden_fcs.0.{place}.{name}"] = parameter.detach().to(dtype)
+    return assembled
+
+
 def _check_maps_names_to_tensors(sd: Mapping[str, torch.Tensor]) -> None:
     """Raise a `TypeError` unless `sd` is a mapping of strings to tensors."""
     if not isinstance(sd, Mapping):
