@@ -19,29 +19,30 @@ Frame = np.ndarray | Image.Image
 # Frames
 
 
-def as_videos(target_frame: Any, reference_frames: Any) -> list[list[np.ndarray]]:
-    """Return per video its references and, last, its target: uint8 arrays of shape `(H, W, 3)`."""
-    if target_frame is None:
-        if reference_frames is not None:
-            raise ValueError("`reference_frames` is given without `target_frame`. Say which frame to segment.")
-        return []
+def as_videos(
+    target_frame: Any, reference_frames: Any, mixed_sizes: bool = False
+) -> tuple[list[list[np.ndarray]], list[bool]]:
+    """Return per video its references and, last, its target, uint8 arrays `(H, W, 3)`; and whether it has a target."""
+    if target_frame is None and reference_frames is None:
+        return [], []
     if not isinstance(target_frame, list | tuple):
-        return [_as_video(target_frame, reference_frames, "")]
+        return [_as_video(target_frame, reference_frames, "", mixed_sizes)], [target_frame is not None]
     references = [None] * len(target_frame) if reference_frames is None else list(reference_frames)
     if len(references) != len(target_frame):
         raise ValueError(
             f"`target_frame` is a list of {len(target_frame)} but `reference_frames` of {len(references)}. Give one "
             "list of references per target frame, or one target frame that is not in a list."
         )
-    return [
-        _as_video(target, around, f" of video {idx}")
+    videos = [
+        _as_video(target, around, f" of video {idx}", mixed_sizes)
         for idx, (target, around) in enumerate(zip(target_frame, references, strict=True))
     ]
+    return videos, [target is not None for target in target_frame]
 
 
-def _as_video(target_frame: Any, reference_frames: Any, whose: str) -> list[np.ndarray]:
-    target = _as_frame(target_frame, f"The target frame{whose}")
-    if reference_frames is None:
+def _as_video(target_frame: Any, reference_frames: Any, whose: str, mixed_sizes: bool) -> list[np.ndarray]:
+    target = None if target_frame is None else _as_frame(target_frame, f"The target frame{whose}")
+    if reference_frames is None and target is not None:
         return [target, target]
     is_list = isinstance(reference_frames, list | tuple)
     if not is_list and not (isinstance(reference_frames, np.ndarray) and reference_frames.ndim == 4):
@@ -50,13 +51,20 @@ def _as_video(target_frame: Any, reference_frames: Any, whose: str) -> list[np.n
             "array of shape (R, H, W, 3). Put a single frame into a list."
         )
     frames = [_as_frame(frame, f"Reference frame {idx}{whose}") for idx, frame in enumerate(reference_frames)]
+    if target is None and not frames:
+        raise ValueError(
+            f"`reference_frames`{whose} is empty and there is no `target_frame`. Give at least one frame."
+        )
+    has_own_size = target is None or mixed_sizes
+    name, expected = ("Reference frame 0", frames[0]) if has_own_size and frames else ("the target frame", target)
     for idx, frame in enumerate(frames):
-        if frame.shape != target.shape:
+        assert expected is not None
+        if frame.shape != expected.shape:
             raise ValueError(
-                f"Reference frame {idx}{whose} has shape {frame.shape} but the target frame {target.shape}. Frames of "
+                f"Reference frame {idx}{whose} has shape {frame.shape} but {name} {expected.shape}. Frames of "
                 "one video have one size."
             )
-    return [*frames, target]
+    return frames if target is None else [*frames, target]
 
 
 def _as_frame(frame: Any, name: str) -> np.ndarray:
@@ -110,6 +118,26 @@ def answers_of(answer: Any, answer_template: Any, num_conversations: int) -> lis
             f"Conversation {answers.index(None)} has no `answer` but others have. Give one for each, or none."
         )
     return [text for text in answers if text is not None]
+
+
+def history_of(history: Any, num_conversations: int, *, is_single: bool) -> list[list[tuple[str, str]]]:
+    """Return per conversation its earlier rounds, each a question and its answer; none where nothing came before."""
+    if history is None:
+        return [[]] * num_conversations
+    given = [history] if is_single else list(history)
+    if len(given) != num_conversations:
+        raise ValueError(
+            f"`history` has {len(given)} entries for {num_conversations} conversations. Give a list of rounds for "
+            "each."
+        )
+    for idx, rounds in enumerate(given):
+        for pair in rounds or ():
+            if not isinstance(pair, list | tuple) or len(pair) != 2:
+                raise TypeError(
+                    f"`history` of conversation {idx} holds {pair!r} but each round must be a pair: a question and "
+                    "its answer."
+                )
+    return [[(question, answer) for question, answer in rounds or ()] for rounds in given]
 
 
 def match_conversations(given: Any, num_conversations: int, num_videos: int) -> list[int]:

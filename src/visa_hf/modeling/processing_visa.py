@@ -21,6 +21,7 @@ from .processing_inputs_visa import (
     Frame,
     answers_of,
     as_videos,
+    history_of,
     mask_labels_of,
     match_conversations,
     one_answer,
@@ -30,7 +31,7 @@ from .prompts_visa import (
     CHAT_TEMPLATE,
     PromptStyle,
     build_conversation,
-    build_question,
+    build_questions,
     fold_query,
     question_style,
 )
@@ -170,6 +171,7 @@ class VisaProcessor(ProcessorMixin):
         answer_template: int | None = None,
         style: PromptStyle | None = None,
         normalize_query: bool = False,
+        history: Sequence[tuple[str, str]] = (),
     ) -> str:
         """Return the conversation as published, each frame still one `<image>`.
 
@@ -182,24 +184,28 @@ class VisaProcessor(ProcessorMixin):
                 is to come.
             answer_template (`int`, *optional*): the published answer of that number, instead of `answer`.
             style (`str`, *optional*): `"short"`, `"long"` or `"explanatory"`; by default `"long"` for a query that
-                ends in "?", else `"short"`. `"text"` is the query alone, about no frame.
+                ends in "?", else `"short"`. `"conversation"` is the query after all frames (`num_reference_frames`),
+                none of which is a target. `"text"` is the query alone, about no frame.
             normalize_query (`bool`, defaults to `False`): lower-case the query and fold its white space, as the
                 published inference does.
+            history (list of pairs of `str`, *optional*): earlier rounds, each a question and its answer, as they are.
+                The frames' places come before the first question.
 
         Raises:
             ValueError: if the query is empty or holds the text of a special token, the answer holds one other than
                 `[SEG]`, or there is no such template or style.
             TypeError: if the query or the answer is not a string.
         """
-        prompt, ending = self._conversation(
+        rounds = self._conversation(
             query,
             template,
             num_reference_frames=num_reference_frames,
             answer=one_answer(answer, answer_template),
             style=style,
             normalize_query=normalize_query,
+            history=history_of(history, 1, is_single=True)[0],
         )
-        return prompt + ending
+        return "".join(prompt + ending for prompt, ending in rounds)
 
     def _conversation(
         self,
@@ -210,8 +216,9 @@ class VisaProcessor(ProcessorMixin):
         answer: str | None,
         style: PromptStyle | None,
         normalize_query: bool,
-    ) -> tuple[str, str]:
-        """Return the prompt up to "ASSISTANT:", and what follows it: the answer and its end, or nothing."""
+        history: Sequence[tuple[str, str]] = (),
+    ) -> list[tuple[str, str]]:
+        """Return per round the prompt up to "ASSISTANT:", and what follows it: the answer and its end, or nothing."""
         if num_reference_frames < 0:
             raise ValueError(f"`num_reference_frames` is {num_reference_frames} but must be at least 0.")
         self._check_text(query, "query", self._added_texts)
@@ -219,16 +226,28 @@ class VisaProcessor(ProcessorMixin):
             query = fold_query(query)
             # Lower-casing may have made one: "</S>".
             self._check_text(query, "query", self._added_texts)
-        question = build_question(query, style or question_style(query), template, num_reference_frames)
-        if answer is not None:
-            allowed = (self.seg_token, _PUBLISHED_SEG)
-            self._check_text(answer, "answer", [text for text in self._added_texts if text not in allowed])
-            answer = answer.replace(_PUBLISHED_SEG, self.seg_token)
-        # Only now: the query cannot hold the mark.
-        question = question.replace(_PUBLISHED_IMAGE, self.image_token)
-        return build_conversation(question, answer, end=self.tokenizer.eos_token)
+        for question, _ in history:
+            self._check_text(question, "history", self._added_texts)
+        answers = [*(earlier for _, earlier in history), answer]
+        allowed = (self.seg_token, _PUBLISHED_SEG)
+        for text, name in zip(answers, [*["history"] * len(history), "answer"], strict=True):
+            if text is not None or name == "history":
+                self._check_text(text, name, [token for token in self._added_texts if token not in allowed])
+        questions = build_questions(
+            query,
+            style or question_style(query),
+            template,
+            num_reference_frames,
+            [question for question, _ in history],
+        )
+        # Only now: what was given cannot hold the mark.
+        return build_conversation(
+            [question.replace(_PUBLISHED_IMAGE, self.image_token) for question in questions],
+            [None if text is None else text.replace(_PUBLISHED_SEG, self.seg_token) for text in answers],
+            end=self.tokenizer.eos_token,
+        )
 
-    def _check_text(self, text: str, name: str, forbidden: Sequence[str]) -> None:
+    def _check_text(self, text: Any, name: str, forbidden: Sequence[str]) -> None:
         """Refuse a text that is empty, cannot be encoded, or would be read as something else than text."""
         if not isinstance(text, str):
             raise TypeError(f"`{name}` is a {type(text).__name__} but must be a string.")
@@ -247,7 +266,7 @@ class VisaProcessor(ProcessorMixin):
 
     def __call__(
         self,
-        target_frame: Frame | Sequence[Frame] | None = None,
+        target_frame: Frame | Sequence[Frame | None] | None = None,
         reference_frames: Sequence[Any] | np.ndarray | None = None,
         query: str | Sequence[str] | None = None,
         answer: str | Sequence[str] | None = None,
@@ -258,6 +277,8 @@ class VisaProcessor(ProcessorMixin):
         answer_template: int | Sequence[int] | None = None,
         style: PromptStyle | Sequence[PromptStyle | None] | None = None,
         normalize_query: bool | None = None,
+        history: Sequence[Any] | None = None,
+        mixed_sizes: bool = False,
         max_length: int | None = None,
         padding: bool = True,
         padding_side: Literal["left", "right"] | None = None,
@@ -267,13 +288,14 @@ class VisaProcessor(ProcessorMixin):
 
         A video is its target frame and its reference frames. Give one target frame with a list of references, or a
         list of B target frames with a list of B such lists. An image is a one-frame video, as in training: without
-        `reference_frames` (or with `None` for that video) the target is also the only reference.
+        `reference_frames` (or with `None` for that video) the target is also the only reference. A video without a
+        target (`None`) has only references, and its conversations are of the style `"conversation"`.
 
         Args:
             target_frame (`np.ndarray` of shape `(H, W, 3)`, uint8, RGB, or `PIL.Image.Image`, or a list of them): the
-                frame to segment of each video. Leave it out for conversations about no video.
+                frame to segment of each video, `None` for none. Leave it out for conversations about no video.
             reference_frames (list of frames, or array of shape `(R, H, W, 3)`, or a list of B of these): the frames
-                around it, in time order, of the size of the target. `[]` gives none, which is not an image.
+                around it, in time order, of one size, that of the target. `[]` gives none, which is not an image.
             query (`str` or list of N): what to find.
             answer (`str` or list of N, *optional*): the answers to learn; adds `labels`.
             masks (array or tensor of shape `(K, H, W)`, 0 or 1, or a list of N, *optional*): for each `[SEG]` of the
@@ -283,7 +305,11 @@ class VisaProcessor(ProcessorMixin):
             template, answer_template, style: as in `build_prompt`, one for all conversations or a list of N. There is
                 no choice of `template` and `style` for a conversation about no video.
             normalize_query (`bool`, *optional*): lower-case queries and fold their white space; by default `True`
-                for queries about a video without answers, else `False`.
+                for queries about a target without answers, else `False`.
+            history (list of pairs of `str`, or a list of N of these, *optional*): earlier rounds of the conversation,
+                each a question and its answer; with answers, they are learnt too. `None` in the list for none.
+            mixed_sizes (`bool`, defaults to `False`): let a target have another size than its references, as when it
+                is taken from another video to teach that nothing is there.
             max_length (`int`, *optional*): longest conversation in tokens; by default the model's context
                 (`tokenizer.model_max_length`).
             padding (`bool`, defaults to `True`): make conversations equally long.
@@ -299,7 +325,7 @@ class VisaProcessor(ProcessorMixin):
             - `num_frames` (int64, `(B,)`), `conversation_to_video` (int64, `(N,)`).
             - `sam_pixel_values` (float32, `(B, 3, s, s)`): target frames, in the upper left of the square.
             - `original_sizes`, `reshaped_input_sizes` (int64, `(B, 2)`): (H, W) in pixels of the target frames, and of
-              the resized ones inside the square.
+              the resized ones inside the square; 0 for a video without a target.
             - `mask_labels` (with masks; list of N, float32, `(K, H, W)`).
 
         Raises:
@@ -309,29 +335,59 @@ class VisaProcessor(ProcessorMixin):
         """
         if return_tensors != "pt":
             raise ValueError(f'`return_tensors` is {return_tensors!r} but only "pt" exists.')
-        videos = as_videos(target_frame, reference_frames)
+        videos, has_target = as_videos(target_frame, reference_frames, mixed_sizes)
         queries: list[Any] = list(query) if isinstance(query, list | tuple) else [query]
         if not queries or query is None:
             raise ValueError("`query` is missing. Say what to find: a string, or one string per conversation.")
         to_video = match_conversations(conversation_to_video, len(queries), len(videos))
         answers = answers_of(answer, answer_template, len(queries))
+        styles = per_conversation(style, len(queries), "style")
+        for idx, video in enumerate(to_video):
+            self._check_style(idx, styles[idx], None if video < 0 else has_target[video])
+        # Frames beside the target; of a conversation, all.
+        counts = [
+            len(videos[video]) - (styles[idx] != "conversation") if video >= 0 else None
+            for idx, video in enumerate(to_video)
+        ]
         conversations = self._conversations(
             queries,
             answers,
-            [len(videos[idx]) - 1 if idx >= 0 else None for idx in to_video],
+            counts,
             templates=per_conversation(template, len(queries), "template"),
-            styles=per_conversation(style, len(queries), "style"),
+            styles=styles,
             normalize_query=normalize_query,
+            histories=history_of(history, len(queries), is_single=isinstance(query, str)),
         )
         data: dict[str, Any] = {}
         data |= self._encode_conversations(conversations, max_length, answers is not None, padding, padding_side)
-        data |= self._encode_frames(videos)
+        num_segs = (data["input_ids"] == self.seg_token_id).sum(dim=1).tolist()
+        for idx, video in enumerate(to_video):
+            if video >= 0 and not has_target[video] and num_segs[idx]:
+                raise ValueError(
+                    f"Conversation {idx} has {num_segs[idx]} `[SEG]` but its video has no `target_frame`. Give the "
+                    "frame to segment, or take the `[SEG]` out."
+                )
+        data |= self._encode_frames(videos, has_target)
         data["conversation_to_video"] = torch.tensor(to_video)
         if masks is not None:
-            sizes = [videos[idx][-1].shape[:2] if idx >= 0 else (0, 0) for idx in to_video]
-            counts = (data["input_ids"] == self.seg_token_id).sum(dim=1).tolist() if answers is not None else None
-            data["mask_labels"] = mask_labels_of(masks, counts, sizes, is_single=isinstance(query, str))
+            sizes = [videos[idx][-1].shape[:2] if idx >= 0 and has_target[idx] else (0, 0) for idx in to_video]
+            known = num_segs if answers is not None else None
+            data["mask_labels"] = mask_labels_of(masks, known, sizes, is_single=isinstance(query, str))
         return BatchFeature(data=data)
+
+    def _check_style(self, idx: int, style: PromptStyle | None, has_target: bool | None) -> None:
+        """Refuse a form of question that does not suit its video; `has_target` is `None` where there is no video."""
+        if has_target is None and style not in (None, "text"):
+            raise ValueError(f'Conversation {idx} has `style` "{style}" but is about no video. Give it a video.')
+        if has_target is not None and style == "text":
+            raise ValueError(
+                f'Conversation {idx} has `style` "text" but is about a video. Give -1 in `conversation_to_video`.'
+            )
+        if has_target is False and style != "conversation":
+            raise ValueError(
+                f"`reference_frames` is given without `target_frame` for conversation {idx}. Say which frame to "
+                'segment, or give it the `style` "conversation".'
+            )
 
     def _conversations(
         self,
@@ -342,33 +398,29 @@ class VisaProcessor(ProcessorMixin):
         templates: list[int],
         styles: list[PromptStyle | None],
         normalize_query: bool | None,
-    ) -> list[tuple[str, str]]:
-        """Return each conversation's prompt and ending; `num_references` is `None` where there is no video."""
+        histories: list[list[tuple[str, str]]],
+    ) -> list[list[tuple[str, str]]]:
+        """Return each conversation's rounds; `num_references` is `None` where there is no video."""
         conversations = []
         for idx, (query, count, style) in enumerate(zip(queries, num_references, styles, strict=True)):
-            if count is None and style not in (None, "text"):
-                raise ValueError(f'Conversation {idx} has `style` "{style}" but is about no video. Give it a video.')
-            if count is not None and style == "text":
-                raise ValueError(
-                    f'Conversation {idx} has `style` "text" but is about a video. Give -1 in `conversation_to_video`.'
-                )
-            # The published inference about videos did so. What is said about no video was left as it is.
-            is_published = answers is None and count is not None
+            # The published inference about videos did so. Free conversation and what is about no video is left as is.
+            is_published = answers is None and count is not None and style != "conversation"
             conversations.append(
                 self._conversation(
                     query,
-                    0 if count is None else templates[idx],
+                    0 if count is None or style == "conversation" else templates[idx],
                     num_reference_frames=count or 0,
                     answer=answers[idx] if answers is not None else None,
                     style="text" if count is None else style,
                     normalize_query=is_published if normalize_query is None else normalize_query,
+                    history=histories[idx],
                 )
             )
         return conversations
 
     def _encode_conversations(
         self,
-        conversations: list[tuple[str, str]],
+        conversations: list[list[tuple[str, str]]],
         max_length: int | None,
         has_answers: bool,
         padding: bool,
@@ -379,19 +431,14 @@ class VisaProcessor(ProcessorMixin):
         if side not in ("left", "right"):
             raise ValueError(f'`padding_side` is {side!r} but must be "left" or "right".')
         limit = self.tokenizer.model_max_length if max_length is None else max_length
-        prompt_ids = self.tokenizer([prompt for prompt, _ in conversations])["input_ids"]
-        full_ids = self.tokenizer([prompt + ending for prompt, ending in conversations])["input_ids"]
         rows, label_rows = [], []
-        for idx, (prompt, full) in enumerate(zip(prompt_ids, full_ids, strict=True)):
-            if prompt[-1] == self.tokenizer.eos_token_id or full[: len(prompt)] != prompt:
-                raise ValueError(
-                    f"The tokenizer ends the prompt of conversation {idx} with its own end token, or cuts it in "
-                    "another way when the answer follows. Use a tokenizer made by `convert_tokenizer`."
-                )
+        for idx, rounds in enumerate(conversations):
+            full, learnt = self._encode_rounds(idx, rounds)
             row = self._expand(full)
             self._check_length(row, limit, idx)
-            labels = row.clone()
-            labels[: len(self._expand(prompt))] = IGNORED_LABEL
+            labels = torch.full_like(row, IGNORED_LABEL)
+            for start, end in learnt:
+                labels[len(self._expand(full[:start])) : len(self._expand(full[:end]))] = torch.tensor(full[start:end])
             rows.append(row)
             label_rows.append(labels)
         lengths = sorted({len(row) for row in rows})
@@ -405,6 +452,23 @@ class VisaProcessor(ProcessorMixin):
             "attention_mask": pad([torch.ones_like(row) for row in rows], padding_value=0),
         }
         return encoded | {"labels": pad(label_rows, padding_value=IGNORED_LABEL)} if has_answers else encoded
+
+    def _encode_rounds(self, idx: int, rounds: list[tuple[str, str]]) -> tuple[list[int], list[tuple[int, int]]]:
+        """Return the ids of a conversation, and where in them each answer begins and ends."""
+        texts, text = [], ""
+        for part in (part for both in rounds for part in both):
+            text += part
+            texts.append(text)
+        ids = self.tokenizer(texts)["input_ids"]
+        full, prompts, endings = ids[-1], ids[::2], ids[1::2]
+        if any(prompt[-1] == self.tokenizer.eos_token_id for prompt in prompts) or any(
+            full[: len(start)] != start for start in ids
+        ):
+            raise ValueError(
+                f"The tokenizer ends the prompt of conversation {idx} with its own end token, or cuts it in "
+                "another way when the answer follows. Use a tokenizer made by `convert_tokenizer`."
+            )
+        return full, [(len(prompt), len(ending)) for prompt, ending in zip(prompts, endings, strict=True)]
 
     def _expand(self, ids: list[int]) -> Tensor:
         """Return `ids` with each frame's id repeated once per visual token."""
@@ -428,33 +492,33 @@ class VisaProcessor(ProcessorMixin):
             f"{advice}"
         )
 
-    def _encode_frames(self, videos: list[list[np.ndarray]]) -> dict[str, Tensor]:
+    def _encode_frames(self, videos: list[list[np.ndarray]], has_target: list[bool]) -> dict[str, Tensor]:
         """Return the pixels for the visual tower and for SAM, and the sizes."""
         frames = [frame for video in videos for frame in video]
-        targets = [video[-1] for video in videos]
+        targets = [video[-1] for video, is_target in zip(videos, has_target, strict=True) if is_target]
         num_frames = torch.tensor([len(video) for video in videos], dtype=torch.int64)
-        if not frames:
-            # No frame, but the same tensors: a text-only batch needs no case of its own in a training loop.
-            clip = self.image_processor.crop_size if self.image_processor.do_center_crop else self.image_processor.size
-            return {
-                "pixel_values": torch.zeros(0, 3, clip.height, clip.width),
-                "num_frames": num_frames,
-                "sam_pixel_values": torch.zeros(0, 3, self._sam_size, self._sam_size),
-                "original_sizes": torch.zeros(0, 2, dtype=torch.int64),
-                "reshaped_input_sizes": torch.zeros(0, 2, dtype=torch.int64),
-            }
-        for target in targets:
-            self._check_shape_for_sam(target)
+        # Without a frame or a target, the same tensors: a training loop needs no case of its own.
+        clip = self.image_processor.crop_size if self.image_processor.do_center_crop else self.image_processor.size
+        data = {
+            "pixel_values": torch.zeros(0, 3, clip.height, clip.width),
+            "num_frames": num_frames,
+            "sam_pixel_values": torch.zeros(len(videos), 3, self._sam_size, self._sam_size),
+            "original_sizes": torch.zeros(len(videos), 2, dtype=torch.int64),
+            "reshaped_input_sizes": torch.zeros(len(videos), 2, dtype=torch.int64),
+        }
         # The layout is named: a frame 3 pixels high looks like channels first.
         as_given = {"input_data_format": ChannelDimension.LAST, "do_convert_rgb": False, "return_tensors": "pt"}
-        sam = self.sam_image_processor(targets, **as_given)
-        return {
-            "pixel_values": self.image_processor(frames, **as_given)["pixel_values"],
-            "num_frames": num_frames,
-            "sam_pixel_values": sam["pixel_values"],
-            "original_sizes": sam["original_sizes"],
-            "reshaped_input_sizes": sam["reshaped_input_sizes"],
-        }
+        if frames:
+            data["pixel_values"] = self.image_processor(frames, **as_given)["pixel_values"]
+        if targets:
+            for target in targets:
+                self._check_shape_for_sam(target)
+            sam = self.sam_image_processor(targets, **as_given)
+            rows = torch.tensor(has_target)
+            data["sam_pixel_values"][rows] = sam["pixel_values"]
+            data["original_sizes"][rows] = sam["original_sizes"]
+            data["reshaped_input_sizes"][rows] = sam["reshaped_input_sizes"]
+        return data
 
     def _check_shape_for_sam(self, frame: np.ndarray) -> None:
         """Refuse a frame so narrow that nothing is left of it when its longest side fits SAM."""

@@ -1,10 +1,11 @@
 """What is said to the language model: the published templates, word by word.
 
-One-turn Vicuna conversations as VISA was trained with (https://huggingface.co/papers/2407.11325, prompts of the
-released code). Every string here is one that a checkpoint has learnt: odd blanks are part of it. Pure text: nothing
-here knows a tokenizer.
+Vicuna conversations, of one turn where a mask is asked for, as VISA was trained with
+(https://huggingface.co/papers/2407.11325, prompts of the released code). Every string here is one that a checkpoint
+has learnt: odd blanks are part of it. Pure text: nothing here knows a tokenizer.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 SYSTEM_PROMPT = (
@@ -12,10 +13,11 @@ SYSTEM_PROMPT = (
     "and polite answers to the human's questions."
 )
 
-PromptStyle = Literal["short", "long", "explanatory", "text"]
+PromptStyle = Literal["short", "long", "explanatory", "text", "conversation"]
 
 # What follows the frames, in the form that suits a noun phrase ("short"), a question ("long"), and either of them when
-# the answer shall give a reason ("explanatory"). "text" is about no frame at all.
+# the answer shall give a reason ("explanatory"). "text" is about no frame at all; "conversation" is free text about
+# frames, none of which is a target.
 QUESTION_TEMPLATES: dict[str, tuple[str, ...]] = {
     "short": (
         "What is {sent} in the Reference Video? Please respond with segmentation mask in the Target Image.",
@@ -33,6 +35,7 @@ QUESTION_TEMPLATES: dict[str, tuple[str, ...]] = {
         "{sent} Please output segmentation mask in the Target Image and give some explanation.",
     ),
     "text": ("{sent}",),
+    "conversation": ("{sent}",),
 }
 
 ANSWER_TEMPLATES = (
@@ -84,14 +87,22 @@ def frames_prompt(num_reference_frames: int) -> str:
     return f"Reference Video: {references} \nTarget Image: <image> \n"
 
 
-def build_question(query: str, style: PromptStyle, template: int, num_reference_frames: int) -> str:
-    """Return the user's turn: the frames' places and the instruction.
+def build_questions(
+    query: str,
+    style: PromptStyle,
+    template: int,
+    num_reference_frames: int,
+    earlier_questions: Sequence[str] = (),
+) -> list[str]:
+    """Return the user's turns: the frames' places before the first one, the instruction in the last one.
 
     Args:
         query (`str`): what to find; blanks around it are dropped, those inside stay.
         style (`str`): form of the instruction.
         template (`int`): which of the templates of that form, from 0.
-        num_reference_frames (`int`): frames beside the target; 0 leaves their place empty.
+        num_reference_frames (`int`): frames beside the target; 0 leaves their place empty. Of a `"conversation"`, all
+            frames.
+        earlier_questions (list of `str`): what was asked before, as it is but for blanks around it.
 
     Raises:
         ValueError: if there is no such style or template.
@@ -100,7 +111,13 @@ def build_question(query: str, style: PromptStyle, template: int, num_reference_
         raise ValueError(f"`style` is {style!r} but must be one of {', '.join(map(repr, QUESTION_TEMPLATES))}.")
     templates = QUESTION_TEMPLATES[style]
     instruction = _pick(templates, template, "template", f"{style} questions").replace("{sent}", query.strip())
-    return instruction if style == "text" else frames_prompt(num_reference_frames) + instruction
+    questions = [*(question.strip() for question in earlier_questions), instruction]
+    if style == "conversation":
+        # As in LLaVA, whose data these conversations are: all frames, then one line break.
+        questions[0] = "<image>" * num_reference_frames + "\n" + questions[0]
+    elif style != "text":
+        questions[0] = frames_prompt(num_reference_frames) + questions[0]
+    return questions
 
 
 def answer_from_template(answer_template: int) -> str:
@@ -108,9 +125,16 @@ def answer_from_template(answer_template: int) -> str:
     return _pick(ANSWER_TEMPLATES, answer_template, "answer_template", "answers")
 
 
-def build_conversation(question: str, answer: str | None = None, *, end: str = "</s>") -> tuple[str, str]:
-    """Return the whole text in two parts: up to "ASSISTANT:", and the answer with `end`, or nothing."""
-    return f"{SYSTEM_PROMPT} USER: {question} ASSISTANT:", "" if answer is None else f" {answer.strip()}{end}"
+def build_conversation(
+    questions: Sequence[str], answers: Sequence[str | None], *, end: str = "</s>"
+) -> list[tuple[str, str]]:
+    """Return each round of the text in two parts: up to "ASSISTANT:", and the answer with `end`, or nothing."""
+    rounds = []
+    for idx, (question, answer) in enumerate(zip(questions, answers, strict=True)):
+        lead = "" if idx else f"{SYSTEM_PROMPT} "
+        ending = "" if answer is None else f" {answer.strip()}{end}"
+        rounds.append((f"{lead}USER: {question} ASSISTANT:", ending))
+    return rounds
 
 
 def frame_question(expression: str) -> str:
