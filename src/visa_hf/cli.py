@@ -18,6 +18,9 @@ from typing import Any
 # Each is a file in `visa_hf.commands`, which is loaded only when it is asked for: some take seconds.
 COMMANDS = {
     "segment": "find what sentences mean in a video",
+    "data": "check, make and publish data sets",
+    "train": "train or fine-tune as a recipe says",
+    "merge": "fold a trained adapter into its model",
 }
 # What a user can cause, or a machine. Anything else is a defect of ours, and keeps its traceback.
 _EXPECTED_ERRORS = (ValueError, TypeError, ImportError, OSError, RuntimeError, MemoryError)

@@ -1,0 +1,390 @@
+"""Recipes: YAML files that say all of a training, checked before anything is loaded.
+
+A recipe has the sections `model`, `trained`, `data`, `schedule`, `evaluation` and `arguments`; their keys are the
+fields of the classes below, of `TrainingOptions` (`trained`) and of `VisaTrainingArguments` (`arguments`). The recipes
+of the paper (VISA, https://huggingface.co/papers/2407.11325, appendix) are in `recipes/`. What a recipe says is done
+in run.py, and told beforehand in plan.py.
+"""
+
+import math
+import os
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from visa_hf.datasets_scripts.mixture import MixtureConfig
+from visa_hf.datasets_scripts.mixture_yaml import mixture_of
+from visa_hf.trainer.lora import TrainingOptions
+from visa_hf.trainer.training_arguments import VisaTrainingArguments
+from visa_hf.yaml_files import YamlFile, nearest
+
+RECIPES = Path(__file__).parent / "recipes"
+DEEPSPEED = Path(__file__).parent / "deepspeed"
+PRESETS = ("visa_7b", "visa_13b", "tiny")
+# `model.weights` of a training from nothing.
+RANDOM = "random"
+# What `schedule` decides.
+_SCHEDULED = ("max_steps", "num_train_epochs", "gradient_accumulation_steps")
+
+
+@dataclass(frozen=True)
+class ModelRecipe:
+    """The model that is trained.
+
+    Attributes:
+        preset (`str`): `"visa_7b"`, `"visa_13b"` or `"tiny"`: the architecture of a training from nothing, and what a
+            plan is made for as long as there are no weights.
+        weights (`str`, *optional*): folder or Hub id for `from_pretrained` (a converted Chat-UniVi with SAM, a
+            published VISA, or one of yours), or `"random"` to begin from nothing.
+        options (`dict`): fields of `VisaConfig` that differ from the checkpoint's or the preset's, such as weights of
+            losses.
+        tokenizer (`str`, *optional*): folder or Hub id of the tokenizer of a training from nothing; by default the
+            bundled one, which fits the preset `"tiny"`.
+        dtype (`str`): `"float32"`, `"bfloat16"` or `"auto"`: how frozen weights are kept.
+        attn_implementation (`str`): `"sdpa"`, `"eager"` or another of transformers'.
+    """
+
+    preset: str = "visa_7b"
+    weights: str | None = None
+    options: dict = field(default_factory=dict)
+    tokenizer: str | None = None
+    dtype: str = "auto"
+    attn_implementation: str = "sdpa"
+
+    def __post_init__(self) -> None:
+        if self.preset not in PRESETS:
+            raise ValueError(f"`preset` is {self.preset!r} but must be one of {', '.join(PRESETS)}.")
+        if self.dtype not in ("auto", "float32", "bfloat16"):
+            raise ValueError(f"`dtype` is {self.dtype!r} but must be auto, float32 or bfloat16.")
+
+
+@dataclass(frozen=True)
+class DataRecipe:
+    """What is trained on.
+
+    Attributes:
+        mixture (`MixtureConfig`): in the file either `published`, a mixture's YAML file, or `groups:` as in one.
+        folders (`dict[str, str]`): where data sets are, by the name of a source, a data set or a group.
+        cache_dir (`str`, *optional*): where prepared rows are kept.
+        num_proc (`int`, *optional*): processes that prepare a data set.
+        on_error (`str`): `"raise"`, or `"skip"` what cannot be used, and count it.
+        renormalise (`bool`): do without sources that have no folder.
+    """
+
+    mixture: MixtureConfig = field(default_factory=MixtureConfig.published)
+    folders: dict = field(default_factory=dict)
+    cache_dir: str | None = None
+    num_proc: int | None = None
+    on_error: str = "raise"
+    renormalise: bool = False
+
+    def __post_init__(self) -> None:
+        if self.on_error not in ("raise", "skip"):
+            raise ValueError(f"`on_error` is {self.on_error!r} but must be raise or skip.")
+        if self.num_proc is not None and self.num_proc < 1:
+            raise ValueError(f"`num_proc` is {self.num_proc} but must be at least 1.")
+
+
+@dataclass(frozen=True)
+class ScheduleRecipe:
+    """How long and in what portions.
+
+    Attributes:
+        epochs, steps_per_epoch (`int`): their product is the number of optimiser steps. An epoch is only a number of
+            steps: samples are drawn.
+        global_batch_size (`int`): samples of one optimiser step on all processes together. What processes times
+            `per_device_train_batch_size` does not reach is accumulated.
+    """
+
+    epochs: int
+    steps_per_epoch: int
+    global_batch_size: int
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "steps_per_epoch", "global_batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` is {getattr(self, name)} but must be at least 1.")
+
+    @property
+    def num_steps(self) -> int:
+        """Optimiser steps."""
+        return self.epochs * self.steps_per_epoch
+
+    @property
+    def num_draws(self) -> int:
+        """Samples of the whole training."""
+        return self.num_steps * self.global_batch_size
+
+
+@dataclass(frozen=True)
+class EvaluationRecipe:
+    """A fixed set of samples that J and F of the target frame are measured on during the training.
+
+    Attributes:
+        dataset (`str`): its name, such as `revos` or `own_data`.
+        folder (`str`): where it is.
+        split (`str`): the builder's name of it.
+        num_samples (`int`): how many are drawn.
+        seed (`int`): what they are drawn with; not the training's.
+    """
+
+    dataset: str
+    folder: str
+    split: str = "valid"
+    num_samples: int = 200
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.num_samples < 1:
+            raise ValueError(f"`num_samples` is {self.num_samples} but must be at least 1.")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A checked recipe.
+
+    Attributes:
+        path (`Path`): the file.
+        model ([`ModelRecipe`]), trained ([`TrainingOptions`]), data ([`DataRecipe`]), schedule ([`ScheduleRecipe`]),
+            evaluation ([`EvaluationRecipe`], *optional*): its sections.
+        arguments (`dict`): fields of [`VisaTrainingArguments`].
+        content (`dict`): all of it as plain data, overrides included, to be compared and kept with the training.
+    """
+
+    path: Path
+    model: ModelRecipe
+    trained: TrainingOptions
+    data: DataRecipe
+    schedule: ScheduleRecipe
+    evaluation: EvaluationRecipe | None
+    arguments: dict
+    content: dict
+
+    def accumulation_steps(self, world_size: int) -> int:
+        """Return how many micro-batches each of `world_size` processes accumulates in a step.
+
+        Raises:
+            ValueError: the global batch cannot be cut so.
+        """
+        per_device = self.arguments.get("per_device_train_batch_size", 8)
+        at_once = per_device * world_size
+        if self.schedule.global_batch_size % at_once:
+            possible = [n for n in range(1, 129) if self.schedule.global_batch_size % (per_device * n) == 0]
+            numbers = ", ".join(map(str, possible)) or "no number of"
+            raise ValueError(
+                f"{self.path}: `global_batch_size` is {self.schedule.global_batch_size}, but {world_size} processes "
+                f"of `per_device_train_batch_size` {per_device} take {at_once} samples at once, of which it is no "
+                f"multiple. With this size {numbers} processes would do; or change one of the two sizes."
+            )
+        return self.schedule.global_batch_size // at_once
+
+    def training_arguments(self, output_dir: str | os.PathLike[str], world_size: int) -> VisaTrainingArguments:
+        """Make the arguments of the trainer.
+
+        Args:
+            output_dir (path): folder of the training.
+            world_size (`int`): number of processes.
+
+        Raises:
+            ValueError: they do not go together, or the batch cannot be cut.
+        """
+        values = dict(self.arguments)
+        if values.get("deepspeed") in ("zero2", "zero3"):
+            values["deepspeed"] = str(DEEPSPEED / f"{values['deepspeed']}.json")
+        try:
+            return VisaTrainingArguments(
+                output_dir=os.fspath(output_dir),
+                max_steps=self.schedule.num_steps,
+                gradient_accumulation_steps=self.accumulation_steps(world_size),
+                **values,
+            )
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{self.path}: `arguments`: {error}") from error
+
+
+def find_recipe(name: str | os.PathLike[str]) -> Path:
+    """Return the file of a recipe: a path, or the name of a bundled one with or without `.yaml`.
+
+    Raises:
+        FileNotFoundError: there is neither.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    bundled = RECIPES / (path.name if path.suffix else f"{path.name}.yaml")
+    if path.parent == Path() and bundled.is_file():
+        return bundled
+    known = sorted(file.stem for file in RECIPES.glob("*.yaml"))
+    raise FileNotFoundError(
+        f"There is no recipe `{path}`. Give the path of a YAML file, or a bundled one: {', '.join(known)}."
+    )
+
+
+def read_recipe(name: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe and check everything that can be checked without its model and its data.
+
+    Args:
+        name (path or `str`): a YAML file, or the name of a bundled recipe.
+        overrides (sequence of `str`): values to replace, such as `"arguments.learning_rate=1e-4"`.
+
+    Raises:
+        FileNotFoundError: there is no such recipe.
+        ValueError: a key is unknown, a value has a wrong type or range, or a folder does not exist; file and line, or
+            the override, are named.
+    """
+    file = YamlFile(find_recipe(name))
+    for assignment in overrides:
+        file.override(assignment)
+    sections = file.mapping(file.root, "the recipe", tuple(f.name for f in fields(Recipe) if f.name not in _OUR_OWN))
+    for needed in ("schedule", "data"):
+        if needed not in sections:
+            raise file.error(file.root, f"the section `{needed}` is missing.")
+    data = dict(_fields_of(file, sections["data"], "data", DataRecipe, {"mixture"}))
+    data_node = sections["data"]
+    given_mixture = file.mapping(data_node, "`data`").get("mixture")
+    if given_mixture is not None:
+        data["mixture"] = _mixture(file, given_mixture)
+    _check_folders(file, data_node, data)
+    evaluation = None
+    if "evaluation" in sections and file.value(sections["evaluation"], "evaluation") is not None:
+        node = sections["evaluation"]
+        evaluation = _made(file, node, EvaluationRecipe, _fields_of(file, node, "evaluation", EvaluationRecipe))
+        _check_folder(file, file.mapping(node, "`evaluation`")["folder"], evaluation.folder)
+    arguments_node = sections.get("arguments")
+    return Recipe(
+        path=file.path,
+        model=_section(file, sections, "model", ModelRecipe),
+        trained=_section(file, sections, "trained", TrainingOptions),
+        data=_made(file, data_node, DataRecipe, data),
+        schedule=_section(file, sections, "schedule", ScheduleRecipe),
+        evaluation=evaluation,
+        arguments={} if arguments_node is None else _arguments(file, arguments_node),
+        content=file.value(file.root, "the recipe"),
+    )
+
+
+_OUR_OWN = ("path", "content")
+
+
+def _section(file: YamlFile, sections: dict[str, yaml.Node], name: str, kind: type) -> Any:
+    """Make the object of a section; of its defaults, if it is not there."""
+    node = sections.get(name)
+    if node is None:
+        return kind()
+    return _made(file, node, kind, _fields_of(file, node, name, kind))
+
+
+def _fields_of(
+    file: YamlFile,
+    node: yaml.Node,
+    name: str,
+    kind: type,
+    others: set[str] = frozenset(),  # type: ignore[assignment]
+) -> dict[str, Any]:
+    """Return the values of a section, each of the type that `kind` has for it, but for `others`."""
+    hints = typing.get_type_hints(kind)
+    known = {one.name for one in fields(kind)}
+    values = {}
+    for key, value_node in file.mapping(node, f"`{name}`", known).items():
+        if key in others:
+            continue
+        value = file.value(value_node, f"{name}.{key}")
+        _check_type(file, value_node, f"{name}.{key}", value, hints[key])
+        values[key] = value
+    missing = [
+        one.name
+        for one in fields(kind)
+        if one.default is MISSING and one.default_factory is MISSING and one.name not in values
+    ]
+    if missing:
+        raise file.error(node, f"`{name}` has no `{missing[0]}`.")
+    return values
+
+
+def _arguments(file: YamlFile, node: yaml.Node) -> dict[str, Any]:
+    """Return the fields of the training arguments, after checking names and types."""
+    known = {one.name for one in fields(VisaTrainingArguments) if one.init} - {"output_dir"}
+    for key, value_node in file.mapping(node, "`arguments`").items():
+        if key in _SCHEDULED:
+            raise file.error(value_node, f"`arguments.{key}` follows from `schedule`. Remove it, and set that.")
+        if key == "output_dir":
+            raise file.error(value_node, "`arguments.output_dir` is given on the command line: `-o`. Remove it.")
+        if key not in known:
+            raise file.error(value_node, f"`arguments` has the unknown key `{key}`. {nearest(key, known)}")
+    return _fields_of(file, node, "arguments", VisaTrainingArguments)
+
+
+def _check_type(file: YamlFile, node: yaml.Node, name: str, value: Any, hint: Any) -> None:
+    """Refuse a value of another type than its field has; types that are more than plain data are left to the field."""
+    kinds = set(typing.get_args(hint)) if _is_union(hint) else {hint}
+    plain = {bool: "true or false", int: "an integer", float: "a number", str: "text", dict: "a mapping"}
+    if typing.Any in kinds or not kinds <= {*plain, list, types.NoneType}:
+        return
+    is_right = (
+        (value is None and types.NoneType in kinds)
+        or (type(value) in kinds)
+        or (type(value) is int and float in kinds and math.isfinite(value))
+    )
+    if not is_right:
+        wanted = " or ".join(text for kind, text in plain.items() if kind in kinds)
+        raise file.error(node, f"`{name}` is {value!r} but must be {wanted}.")
+
+
+def _is_union(hint: Any) -> bool:
+    return typing.get_origin(hint) in (typing.Union, types.UnionType)
+
+
+def _made(file: YamlFile, node: yaml.Node, kind: type, values: dict[str, Any]) -> Any:
+    """Make an object, giving its error the line of the value that it begins with, else of the section."""
+    try:
+        return kind(**values)
+    except (TypeError, ValueError) as error:
+        keys = file.mapping(node, "the section")
+        wrong = [value for key, value in keys.items() if str(error).startswith(f"`{key}`")]
+        raise file.error(wrong[0] if wrong else node, str(error)) from error
+
+
+def _mixture(file: YamlFile, node: yaml.Node) -> MixtureConfig:
+    """Read `data.mixture`: a name, a file, or the mixture itself."""
+    if isinstance(node, yaml.MappingNode):
+        return mixture_of(file, node)
+    text = file.text(node, "data.mixture")
+    if text == "published":
+        return MixtureConfig.published()
+    path = file.path.parent / Path(text).expanduser()
+    if not path.is_file():
+        raise file.error(node, f"`data.mixture` names the file `{path}`, which does not exist.")
+    return MixtureConfig.load(path)
+
+
+def _check_folders(file: YamlFile, node: yaml.Node, data: dict[str, Any]) -> None:
+    """Refuse folders of nothing that is drawn, folders that are not there, and sources without one."""
+    mixture = data.get("mixture") or MixtureConfig.published()
+    folders_node = file.mapping(node, "`data`").get("folders")
+    nodes = {} if folders_node is None else file.mapping(folders_node, "`data.folders`")
+    names = {name for g in mixture.groups for name in (g.name, *(n for s in g.sources for n in (s.name, s.dataset)))}
+    for name, folder_node in nodes.items():
+        if name not in names:
+            raise file.error(folder_node, f"`data.folders` names `{name}`, which is not drawn. {nearest(name, names)}")
+        _check_folder(file, folder_node, file.text(folder_node, f"data.folders.{name}"))
+    at_hand = [
+        source.name
+        for group in mixture.groups
+        for source in group.sources
+        if source.data_dir is not None or {source.name, source.dataset, group.name} & set(nodes)
+    ]
+    try:
+        mixture.probabilities(at_hand, renormalise=data.get("renormalise", False))
+    except ValueError as error:
+        hint = "Name folders in `data.folders`, or with `--override data.folders.NAME=FOLDER`."
+        raise file.error(folders_node or node, f"{error} {hint}") from error
+
+
+def _check_folder(file: YamlFile, node: yaml.Node, folder: str) -> None:
+    if not Path(folder).expanduser().is_dir():
+        raise file.error(node, f"There is no folder `{folder}`.")

@@ -1,0 +1,199 @@
+"""Doing what a recipe says: sources, model, trainer, and the finished folder. `visa train` is a thin door to this.
+
+The order matters: arguments before the model (DeepSpeed's ZeRO-3 wants to know of it when weights are loaded), data
+before the model (bad data should cost no minutes of loading).
+"""
+
+import dataclasses
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from transformers import PreTrainedTokenizerFast, set_seed
+
+from visa_hf.datasets_scripts.known_datasets import KNOWN_DATASETS
+from visa_hf.datasets_scripts.mixture import GroupConfig, MixtureConfig, SourceConfig, TrainingSamples
+from visa_hf.datasets_scripts.training_sources import load_sources
+from visa_hf.modeling.configuration_visa import VisaConfig
+from visa_hf.modeling.modeling_visa import VisaForVideoSegmentation
+from visa_hf.modeling.processing_visa import VisaProcessor
+from visa_hf.trainer.checkpoints import find_last_checkpoint
+from visa_hf.trainer.lora import prepare_for_training, quantization_config
+from visa_hf.trainer.recipe import RANDOM, EvaluationRecipe, Recipe
+from visa_hf.trainer.training_arguments import VisaTrainingArguments
+from visa_hf.trainer.visa_trainer import VisaTrainer
+
+logger = logging.getLogger(__name__)
+
+_TOKENIZER = Path(__file__).parents[1] / "assets" / "tokenizer"
+# What `run_recipe` writes beside checkpoints.
+RECIPE_FILE, BASE_FOLDER, FINAL_FOLDER = "recipe.yaml", "base", "final"
+
+
+def model_config(recipe: Recipe) -> VisaConfig:
+    """Return the configuration of the model that a recipe trains, without loading its weights.
+
+    Raises:
+        ValueError: `model.options` do not fit it.
+        OSError: there is no such checkpoint.
+    """
+    model = recipe.model
+    try:
+        if model.weights in (None, RANDOM):
+            return getattr(VisaConfig, model.preset)(**model.options)
+        return VisaConfig.from_pretrained(str(model.weights), **model.options)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{recipe.path}: `model.options`: {error}") from error
+
+
+def run_recipe(recipe: Recipe, output_dir: str | os.PathLike[str]) -> Path:
+    """Train.
+
+    A training that was stopped goes on where its newest whole checkpoint is, if its recipe is the same.
+
+    Args:
+        recipe ([`Recipe`]): as read.
+        output_dir (path): folder of checkpoints and logs; the result is in `final` inside.
+
+    Returns:
+        `Path`: the folder of the result: an adapter with its processor, or a whole model.
+
+    Raises:
+        ValueError: the recipe has no weights, does not fit the number of processes, or another training is in
+            `output_dir`.
+        AnnotationError: data cannot be used.
+    """
+    output = Path(output_dir)
+    if recipe.model.weights is None:
+        raise ValueError(
+            f"{recipe.path}: `model.weights` is missing. Give the checkpoint to begin with, such as `--override "
+            f"model.weights=FOLDER`, or `model.weights={RANDOM}` to begin from nothing."
+        )
+    # 1) arguments
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    arguments = recipe.training_arguments(output, world_size)
+    set_seed(arguments.seed)
+    with arguments.main_process_first(desc="preparing the folder"):
+        if arguments.process_index == 0:
+            _claim(output, recipe)
+    # 2) data: prepared by the first process, found in the cache by the others
+    with arguments.main_process_first(desc="preparing data"):
+        train_set, eval_set = _samples(recipe, arguments)
+    # 3) model
+    model, processor = _model(recipe, arguments, output)
+    prepared = prepare_for_training(model, recipe.trained)
+    # 4) training
+    trainer = VisaTrainer(prepared, arguments, processor, train_dataset=train_set, eval_dataset=eval_set)
+    last = find_last_checkpoint(output)
+    trainer.train(resume_from_checkpoint=last)
+    final = output / FINAL_FOLDER
+    trainer.save_model(str(final))
+    return final
+
+
+def _claim(output: Path, recipe: Recipe) -> None:
+    """Leave the recipe in the folder, or refuse the folder of another training."""
+    kept = output / RECIPE_FILE
+    text = yaml.safe_dump(recipe.content, sort_keys=False, allow_unicode=True)
+    if kept.is_file():
+        earlier = yaml.safe_load(kept.read_text(encoding="utf-8"))
+        different = sorted(_differences(earlier, yaml.safe_load(text)))
+        if different:
+            raise ValueError(
+                f"`{output}` holds a training with another recipe: {', '.join(f'`{name}`' for name in different[:5])} "
+                "differs. Give another folder, or the same recipe to continue."
+            )
+        return
+    if find_last_checkpoint(output) is not None:
+        raise ValueError(f"`{output}` holds checkpoints of a training without a recipe. Give another folder.")
+    output.mkdir(parents=True, exist_ok=True)
+    temporary = output / f"{RECIPE_FILE}.{os.getpid()}.tmp"
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(kept)
+
+
+def _differences(one: Any, other: Any, name: str = "") -> set[str]:
+    """Names of the values that differ between two recipes."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return {
+            found
+            for key in {*one, *other}
+            for found in _differences(one.get(key), other.get(key), f"{name}.{key}" if name else str(key))
+        }
+    return set() if one == other else {name}
+
+
+def _samples(recipe: Recipe, arguments: VisaTrainingArguments) -> tuple[TrainingSamples, TrainingSamples | None]:
+    """Prepare the data sets; return the draws of the training and those of the evaluation."""
+    data = recipe.data
+    options: dict[str, Any] = {"cache_dir": data.cache_dir, "num_proc": data.num_proc, "on_error": data.on_error}
+    sources = load_sources(data.mixture, data.folders, renormalise=data.renormalise, **options)
+    seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
+    train_set = TrainingSamples(
+        sources,
+        data.mixture,
+        seed,
+        recipe.schedule.num_draws,
+        on_error=data.on_error,
+        renormalise=data.renormalise,
+    )
+    if recipe.evaluation is None:
+        return train_set, None
+    mixture = evaluation_mixture(recipe.evaluation)
+    sources = load_sources(mixture, **options)
+    return train_set, TrainingSamples(sources, mixture, recipe.evaluation.seed, recipe.evaluation.num_samples)
+
+
+def evaluation_mixture(evaluation: EvaluationRecipe) -> MixtureConfig:
+    """Return the one source of an evaluation: as in training, but no target frame is from another video.
+
+    Raises:
+        ValueError: there is no such data set.
+    """
+    name = evaluation.dataset
+    if name not in KNOWN_DATASETS:
+        raise ValueError(f"`evaluation.dataset` is {name!r}, but known are {', '.join(KNOWN_DATASETS)}.")
+    sampling = dataclasses.replace(KNOWN_DATASETS[name].recipe, foreign_probability=0.0, text_only_probability=0.0)
+    source = SourceConfig(name, 1.0, name, evaluation.split, evaluation.folder, sampling)
+    return MixtureConfig((GroupConfig("evaluation", 1.0, (source,)),))
+
+
+def _model(
+    recipe: Recipe, arguments: VisaTrainingArguments, output: Path
+) -> tuple[VisaForVideoSegmentation, VisaProcessor]:
+    """Load the checkpoint to begin with; for a training from nothing make it first, in `base`."""
+    weights = str(recipe.model.weights)
+    if weights == RANDOM:
+        # Kept, because an adapter is of no use without the weights below it, and resuming wants the same ones.
+        weights = str(output / BASE_FOLDER)
+        with arguments.main_process_first(desc="making the model"):
+            if arguments.process_index == 0 and not Path(weights).is_dir():
+                _make_base(recipe, Path(weights), arguments.seed)
+    quantized = quantization_config(recipe.trained)
+    placement: dict[str, Any] = {} if quantized is None else {"quantization_config": quantized}
+    config = model_config(recipe) if recipe.model.weights != RANDOM else None
+    model = VisaForVideoSegmentation.from_pretrained(
+        weights,
+        dtype=recipe.model.dtype,
+        attn_implementation=recipe.model.attn_implementation,
+        **({} if config is None else {"config": config}),
+        **placement,
+    )
+    return model, VisaProcessor.from_pretrained(weights)
+
+
+def _make_base(recipe: Recipe, folder: Path, seed: int) -> None:
+    """Save a model of random weights and its processor; the folder appears when it is complete."""
+    config = model_config(recipe)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(recipe.model.tokenizer or _TOKENIZER)
+    processor = VisaProcessor.from_config(config, tokenizer)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = VisaForVideoSegmentation(config)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    model.save_pretrained(temporary)
+    processor.save_pretrained(temporary)
+    temporary.rename(folder)

@@ -1,0 +1,416 @@
+"""The Trainer for VISA: losses over whole optimiser steps, masks measured on the way, checkpoints that are whole.
+
+Three losses (section 3.3 of https://huggingface.co/papers/2407.11325) are computed by the model; here is what to
+divide them by, over accumulation and processes. Evaluation keeps sums, never masks. What is trained is chosen in
+lora.py, the order of samples by the data set: its item number n is draw n.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
+from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.integrations.deepspeed import deepspeed_init
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, TrainOutput, unwrap_peft_model
+
+from visa_hf.evaluation.metrics import boundary_f, region_similarity
+from visa_hf.modeling.losses_visa import IGNORE_INDEX
+from visa_hf.modeling.outputs_visa import VisaOutput
+from visa_hf.modeling.processing_visa import VisaProcessor
+from visa_hf.trainer.checkpoints import (
+    clear_checkpoint,
+    find_last_checkpoint,
+    mark_complete,
+    require_complete,
+    rotate_checkpoints,
+)
+from visa_hf.trainer.data_collator import VisaDataCollator
+from visa_hf.trainer.lockstep import LockstepForward, targets_of
+from visa_hf.trainer.lora import TOWERS, plain_name, trainable_parameters
+from visa_hf.trainer.optimizer import parameter_groups
+from visa_hf.trainer.overlays import Overlay, OverlayCallback, draw_overlay, frame_of
+from visa_hf.trainer.training_arguments import VisaTrainingArguments
+
+_PARTS = ("text_loss", "bce_loss", "dice_loss")
+
+
+class VisaTrainer(Trainer):
+    """Trains [`VisaForVideoSegmentation`], alone, with DDP (`torchrun`) or with DeepSpeed.
+
+    With `config.loss_reduction` "step", every learnt token and every mask of an optimiser step counts the same,
+    whichever micro-batch and process it is in: losses and gradients do not depend on how a batch is cut. With
+    "microbatch", each micro-batch's own means are averaged, as published. Logs hold `loss` and its unweighted parts
+    `text_loss`, `bce_loss`, `dice_loss`.
+
+    Args:
+        model (`nn.Module`): what [`prepare_for_training`] returned.
+        args ([`VisaTrainingArguments`]): how to train.
+        processing_class ([`VisaProcessor`]): of the model; saved with it.
+        train_dataset (map-style `Dataset`, *optional*): its item n is draw n, a `Sample`. It should hold all draws of
+            the training (one epoch): a second epoch repeats them.
+        eval_dataset (map-style `Dataset` of `Sample`s, or a `dict` of them, *optional*).
+        data_collator (callable, *optional*): samples -> arguments of the model; [`VisaDataCollator`] by default.
+        callbacks, optimizers: as in `transformers.Trainer`.
+
+    Raises:
+        TypeError: if `args` are not [`VisaTrainingArguments`].
+        ValueError: if a data set has no items by number.
+    """
+
+    model: nn.Module
+    args: VisaTrainingArguments
+    processing_class: VisaProcessor
+    eval_dataset: Any
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: VisaTrainingArguments,
+        processing_class: VisaProcessor,
+        train_dataset: Dataset | None = None,
+        eval_dataset: Any = None,
+        data_collator: Any = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+    ) -> None:
+        if not isinstance(args, VisaTrainingArguments):
+            raise TypeError(f"`args` is a {type(args).__name__} but must be `VisaTrainingArguments`.")
+        sets = [train_dataset, *(eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset])]
+        if any(isinstance(one, IterableDataset) for one in sets):
+            raise ValueError(
+                "A data set is iterable but items by number are needed: a sample is found again by its number when "
+                "the training is resumed. Give a map-style data set, such as `TrainingSamples`."
+            )
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator or VisaDataCollator(processing_class),
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            callbacks=[*(callbacks or []), LogBeforeSaveCallback()],
+            optimizers=optimizers,
+        )
+        base = unwrap_peft_model(self.accelerator.unwrap_model(model))
+        config = base.config
+        self._overlays = OverlayCallback(self.callback_handler)
+        self.add_callback(self._overlays)
+        self._is_step_reduction = config.loss_reduction == "step"
+        self._seg_token_id = config.seg_token_id
+        self._loss_weights = [getattr(config, f"{name}_weight") for name in _PARTS]
+        # Towers that are trained need a frame and a [SEG] in every batch to get a gradient.
+        is_tower = tuple(f"{tower}." for tower in TOWERS.values())
+        self._is_in_lockstep = is_deepspeed_zero3_enabled() or any(
+            name.startswith(is_tower) for name in trainable_parameters(base)
+        )
+        if self._is_in_lockstep:
+            base.forward = LockstepForward(base.forward, processing_class, tuple(self._loss_weights))
+        # With "step" the model divides by the counts of the whole step; else transformers averages micro-batches.
+        self.loss_is_scaled_for_ga = self._is_step_reduction
+        self._num_tokens: Tensor | None = None
+        self._num_masks: Tensor | None = None
+        self._parts = torch.zeros(len(_PARTS), device=args.device)
+        self._num_logged_steps = 0
+
+    @property
+    def _output_dir(self) -> str:
+        return str(self.args.output_dir)
+
+    # Losses
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor | None]:
+        """Collect the micro-batches of an optimiser step, and count what all processes learn in it."""
+        batches = list(islice(epoch_iterator, num_batches))
+        counts = torch.zeros(2, dtype=torch.int64, device=device)
+        for batch in batches:
+            counts += torch.tensor(_count(batch), device=device)
+        self._num_tokens, self._num_masks = self.accelerator.reduce(counts, "sum")
+        if self._is_in_lockstep:
+            batches = self._in_lockstep(batches)
+        self._num_logged_steps += 1
+        return batches, self._num_tokens
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Return the loss of a micro-batch, scaled so that the gradients of all of them add up to the step's."""
+        is_step = model.training and self._is_step_reduction
+        outputs = self._forward(model, inputs, *((self._num_tokens, self._num_masks) if is_step else (None, None)))
+        loss = outputs.loss
+        if model.training:
+            parts = torch.stack([getattr(outputs, name).detach().float() for name in _PARTS]).to(self._parts.device)
+            # Sums over micro-batches and processes: of shares of the step, or of means to be averaged.
+            num_means = self.current_gradient_accumulation_steps * self.accelerator.num_processes
+            self._parts += parts if is_step else parts / num_means
+            if is_step:
+                # DDP and DeepSpeed average gradients over processes; each has its share of the sum.
+                loss = loss * self.accelerator.num_processes
+        return (loss, outputs) if return_outputs else loss
+
+    def _forward(
+        self, model: nn.Module, inputs: dict[str, Any], num_tokens: Tensor | None, num_masks: Tensor | None
+    ) -> VisaOutput:
+        """Run the model; `num_tokens` and `num_masks` are those of the step, `None` for the micro-batch's own."""
+        return model(**inputs, use_cache=False, num_items_in_batch=num_tokens, num_masks_in_batch=num_masks)
+
+    def _in_lockstep(self, batches: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Tell each micro-batch how many targets the process has that has most; at least one."""
+        counts = torch.tensor([targets_of(batch, self._seg_token_id) for batch in batches], device=self.args.device)
+        most = self.accelerator.gather(counts[None]).amax(dim=0).clamp(min=1).tolist()
+        return [{**batch, "num_targets": count} for batch, count in zip(batches, most, strict=True)]
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, together with the loss, its parts: means over the steps since the last time."""
+        # Every process gets here.
+        if "loss" in logs and self._num_logged_steps:
+            parts = self.accelerator.reduce(self._parts, "sum") / self._num_logged_steps
+            position = list(logs).index("loss") + 1
+            items = list(logs.items())
+            items[position:position] = list(zip(_PARTS, parts.tolist(), strict=True))
+            logs.clear()
+            logs.update(items)
+            self._parts = torch.zeros_like(self._parts)
+            self._num_logged_steps = 0
+        super().log(logs, start_time)
+
+    # Optimiser
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Make the optimiser, with the learning rates of `args.learning_rates`."""
+        if self.optimizer is None:
+            module: Any = self.model if model is None else model
+            decayed = {plain_name(name) for name in self.get_decay_parameter_names(module)}
+            learning_rates: Any = self.args.learning_rates
+            groups = parameter_groups(trainable_parameters(module), decayed, self.args.weight_decay, learning_rates)
+            optimizer_class, arguments = self.get_optimizer_cls_and_kwargs(self.args, module)
+            self.optimizer = optimizer_class(groups, **arguments)
+        return self.optimizer
+
+    # Evaluation
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """Return the batches that this process evaluates, equally many in all processes."""
+        if isinstance(eval_dataset, str):
+            eval_dataset = self.eval_dataset[eval_dataset]
+        elif eval_dataset is None:
+            eval_dataset = self.eval_dataset
+        if eval_dataset is None or len(eval_dataset) == 0:
+            raise ValueError("There is nothing to evaluate. Give an `eval_dataset` that has samples.")
+        num_workers = self.args.dataloader_num_workers
+        return DataLoader(
+            _Shard(eval_dataset, self.args.process_index, self.args.world_size),
+            batch_size=self.args.eval_batch_size,
+            collate_fn=_ShardCollator(self.data_collator),
+            num_workers=num_workers,
+            # Of its own: the training's random numbers stay where they are.
+            generator=torch.Generator(),
+            pin_memory=self.args.dataloader_pin_memory,
+            prefetch_factor=self.args.dataloader_prefetch_factor if num_workers else None,
+        )
+
+    def get_test_dataloader(self, test_dataset: Dataset) -> DataLoader:
+        """Return the batches of `test_dataset`, as for an evaluation."""
+        return self.get_eval_dataloader(test_dataset)
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Measure losses and, on the target frames with the true answers given, J and F of each mask.
+
+        Returns:
+            `EvalLoopOutput` whose metrics are `loss`, `text_loss`, `bce_loss`, `dice_loss` (means over all learnt
+            tokens and all masks), `J`, `F`, `JF` (means over all masks, in [0, 1]; missing without a mask) and
+            `num_masks`, after the prefix. There are no predictions.
+        """
+        model = self._model_for_evaluation()
+        # Losses, J and F, summed over what they are means of; then the numbers of tokens and of masks.
+        totals = np.zeros(7)
+        num_drawn = 0
+        for batch, is_counted in dataloader:
+            if self._is_in_lockstep:
+                (batch,) = self._in_lockstep([batch])
+            inputs = self._prepare_inputs(batch)
+            with torch.no_grad(), self.compute_loss_context_manager():
+                outputs = self._forward(model, inputs, None, None)
+            if not is_counted:
+                continue
+            num_tokens, num_masks = _count(inputs)
+            text, bce, dice = (float(getattr(outputs, name)) for name in _PARTS)
+            mask_labels: Any = inputs["mask_labels"]
+            scores = _mask_scores(outputs.mask_logits or [], mask_labels)
+            totals += [text * num_tokens, bce * num_masks, dice * num_masks, *scores, num_tokens, num_masks]
+            if self.is_world_process_zero():
+                num_drawn += self._draw_overlays(inputs, outputs, metric_key_prefix, num_drawn)
+        metrics = self._metrics(torch.tensor(totals, device=self.args.device))
+        return EvalLoopOutput(
+            predictions=None,  # type: ignore[arg-type]
+            label_ids=None,
+            metrics={f"{metric_key_prefix}_{name}": value for name, value in metrics.items()},
+            num_samples=len(dataloader.dataset.samples),  # type: ignore[attr-defined]
+        )
+
+    def _model_for_evaluation(self) -> nn.Module:
+        """Return the model in evaluation mode: the plain one, or DeepSpeed's, made now if nothing was trained yet."""
+        if self.is_deepspeed_enabled and self.deepspeed is None:
+            deepspeed_init(self, num_training_steps=0, inference=True)
+            self.model_wrapped = self.deepspeed = self.accelerator.prepare(self.model)
+        elif not self.accelerator._models and not self.is_deepspeed_enabled:
+            self.model = self.model_wrapped = self.accelerator.prepare_model(self.model, evaluation_mode=True)
+        model: Any = self.deepspeed if self.is_deepspeed_enabled else self.model
+        model.eval()  # DeepSpeed's returns nothing
+        return model
+
+    def _metrics(self, totals: Tensor) -> dict[str, float]:
+        """Divide the sums of all processes: see `evaluation_loop`."""
+        *sums, num_tokens, num_masks = self.accelerator.reduce(totals, "sum").tolist()
+        counts = [num_tokens, num_masks, num_masks, num_masks, num_masks]
+        text, bce, dice, j, f = (value / max(count, 1) for value, count in zip(sums, counts, strict=True))
+        loss = sum(weight * part for weight, part in zip(self._loss_weights, (text, bce, dice), strict=True))
+        metrics = {"loss": loss, "text_loss": text, "bce_loss": bce, "dice_loss": dice, "num_masks": int(num_masks)}
+        return metrics | ({"J": j, "F": f, "JF": (j + f) / 2} if num_masks else {})
+
+    def _draw_overlays(self, inputs: dict[str, Any], outputs: VisaOutput, prefix: str, num_drawn: int) -> int:
+        """Draw the first conversations that have masks, until there are enough; return how many."""
+        overlays: list[Overlay] = []
+        for row, labels in enumerate(inputs["mask_labels"]):
+            if len(labels) == 0 or num_drawn + len(overlays) >= self.args.num_overlays:
+                continue
+            video = int(inputs["conversation_to_video"][row])
+            frame = frame_of(
+                inputs["sam_pixel_values"][video],
+                self.processing_class.sam_image_processor,
+                inputs["reshaped_input_sizes"][video].tolist(),
+                inputs["original_sizes"][video].tolist(),
+            )
+            masks = (outputs.mask_logits or [])[row] > 0
+            name = f"{prefix}/overlay_{num_drawn + len(overlays)}"
+            overlays.append(draw_overlay(name, frame, (labels > 0).cpu().numpy(), masks.cpu().numpy()))
+        self._overlays.pending += overlays
+        return len(overlays)
+
+    # Checkpoints
+
+    def train(  # type: ignore[override]
+        self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any
+    ) -> TrainOutput:
+        """Train, from the beginning or from a checkpoint.
+
+        Resumed, the run goes on as if it had never stopped: same samples, same random numbers.
+
+        Args:
+            resume_from_checkpoint (`str` or `bool`, *optional*): `True` takes the newest checkpoint of `output_dir`
+                that was written to its end; a path names one.
+            kwargs: as in `transformers.Trainer.train`.
+
+        Raises:
+            ValueError: if there is no whole checkpoint to resume from, or the folder holds those of another run.
+        """
+        if isinstance(resume_from_checkpoint, str):
+            require_complete(resume_from_checkpoint)
+        last = find_last_checkpoint(self._output_dir)
+        if resume_from_checkpoint is True:
+            if last is None:
+                raise ValueError(
+                    f"`{self._output_dir}` holds no checkpoint that was written to its end. Start from the "
+                    "beginning: leave `resume_from_checkpoint` out."
+                )
+            resume_from_checkpoint = last
+        elif not resume_from_checkpoint and last is not None and not self.state.global_step:
+            raise ValueError(
+                f"`{self._output_dir}` holds `{os.path.basename(last)}` of an earlier run. Resume it "
+                "(`resume_from_checkpoint=True`), or give another `output_dir`."
+            )
+        self._parts = torch.zeros_like(self._parts)
+        self._num_logged_steps = 0
+        return super().train(resume_from_checkpoint, **kwargs)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Write a checkpoint, then its marker, and only then delete older ones."""
+        folder = os.path.join(self._output_dir, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        if self.args.should_save:
+            clear_checkpoint(folder)
+        self.accelerator.wait_for_everyone()
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = limit
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            mark_complete(folder)
+            rotate_checkpoints(self._output_dir, limit, self.state.best_model_checkpoint)
+
+
+class LogBeforeSaveCallback(TrainerCallback):
+    """Logs at every checkpoint, so that no mean over steps reaches across one: a resumed run logs the same."""
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> TrainerControl:
+        """Ask for a log where a checkpoint is due."""
+        control.should_log = control.should_log or control.should_save
+        return control
+
+    def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> TrainerControl:
+        """Ask for a log where a checkpoint is due."""
+        return self.on_step_end(args, state, control)
+
+
+class _Shard(Dataset):
+    """Every `world_size`-th sample from `rank` on; where a process would have one less, its last place is no sample.
+
+    Items are `(sample, is_counted)`.
+    """
+
+    def __init__(self, samples: Any, rank: int, world_size: int) -> None:
+        self.samples, self.rank, self.world_size = samples, rank, world_size
+
+    def __len__(self) -> int:
+        return -(-len(self.samples) // self.world_size)
+
+    def __getitem__(self, position: int) -> tuple[Any, bool]:
+        number = self.rank + position * self.world_size
+        is_counted = number < len(self.samples)
+        return self.samples[number if is_counted else 0], is_counted
+
+
+class _ShardCollator:
+    """Makes a batch of the samples that count, or of one that does not: `(batch, is_counted)`."""
+
+    def __init__(self, collator: Any) -> None:
+        self.collator = collator
+
+    def __call__(self, items: Sequence[tuple[Any, bool]]) -> tuple[dict[str, Any], bool]:
+        counted = [sample for sample, is_counted in items if is_counted]
+        return self.collator(counted or [items[0][0]]), bool(counted)
+
+
+def _count(batch: dict[str, Any]) -> tuple[int, int]:
+    """Learnt tokens and masks of a micro-batch, counted as the losses count them."""
+    return int((batch["labels"][:, 1:] != IGNORE_INDEX).sum()), sum(map(len, batch["mask_labels"]))
+
+
+def _mask_scores(mask_logits: Sequence[Tensor], mask_labels: Sequence[Tensor]) -> tuple[float, float]:
+    """J and F of each mask, added up."""
+    total_j = total_f = 0.0
+    for logits, labels in zip(mask_logits, mask_labels, strict=True):
+        if len(labels):
+            masks, true_masks = (logits > 0).cpu().numpy(), (labels > 0).cpu().numpy()
+            total_j += float(region_similarity(masks, true_masks).sum())
+            total_f += float(boundary_f(masks, true_masks).sum())
+    return total_j, total_f
