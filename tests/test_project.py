@@ -46,6 +46,29 @@ def test_no_line_of_modeling_looks_like_an_import_that_is_none(path: Path) -> No
             assert number in real, f"{path.name}:{number}"
 
 
+def test_data_sets_know_neither_model_nor_trainer() -> None:
+    allowed = {
+        "visa_hf",  # the package of the builders, by name
+        "visa_hf.datasets_scripts",
+        "visa_hf.rle",
+        "visa_hf.yaml_files",
+        "visa_hf.rendering",
+        "visa_hf.modeling.frame_source_visa",
+        "visa_hf.modeling.prompts_visa",
+    }
+    for path in (SOURCE / "datasets_scripts").glob("*.py"):
+        for node, module, level in imports_of(path):
+            is_ours = module.split(".")[0] == "visa_hf" and not module.startswith("visa_hf.datasets_scripts.")
+            assert not is_ours or module in allowed, f"{path.name}:{node.lineno} imports {module}"
+            assert level < 2, f"{path.name}:{node.lineno}"
+            assert module.split(".")[0] not in ("transformers", "peft", "accelerate", "deepspeed"), path
+
+
+def test_the_metrics_know_neither_model_nor_trainer() -> None:
+    modules = {module for _, module, _ in imports_of(SOURCE / "evaluation" / "metrics.py")}
+    assert not any(name.startswith(("visa_hf.modeling", "visa_hf.trainer", "transformers")) for name in modules)
+
+
 def test_nobody_imports_the_command_line() -> None:
     for path in SOURCE.rglob("*.py"):
         modules = [module.split(".") for _, module, _ in imports_of(path)]
