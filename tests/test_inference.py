@@ -1,6 +1,7 @@
 """`segment`: the same masks by every road, and refusals that say what to do."""
 
 import copy
+import dataclasses
 import json
 import logging
 import re
@@ -78,7 +79,11 @@ def test_several_queries_are_the_same_as_one_at_a_time(ask, tiny_clip):
     queries = ["the white block", "what is left of it?"]
     together = ask(tiny_clip, queries)
     assert [result.query for result in together] == queries
-    assert together == [ask(tiny_clip, query) for query in queries]
+    for result, query in zip(together, queries, strict=True):
+        alone = ask(tiny_clip, query)
+        # Rows of larger matrix products may round otherwise in the last bit: the masks are the same, scores nearly.
+        assert result.scores == pytest.approx(alone.scores, abs=1e-5)
+        assert dataclasses.replace(result, scores=alone.scores) == alone
 
 
 @pytest.mark.parametrize("kind", ["folder", "array", "list", "tensor", "paths"])

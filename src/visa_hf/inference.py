@@ -127,25 +127,16 @@ def segment(
         fps=fps,
         allow_truncated=allow_truncated,
     ) as session:
-        check_before_loading(
-            session,
-            queries,
-            target_frame=target_frame,
-            reference_frames=reference_frames,
-            num_reference_frames=num_reference_frames,
-            first_mask=first_mask,
-        )
+        asked: dict[str, Any] = {
+            "target_frame": target_frame,
+            "reference_frames": reference_frames,
+            "num_reference_frames": num_reference_frames,
+            "first_mask": first_mask,
+        }
+        check_before_loading(session, queries, **asked)
         network, session.processor = load_model(model, processor, device=device, dtype=dtype)
-        for sentence in queries:
-            network.add_query(
-                session,
-                sentence,
-                target_frame=target_frame,
-                reference_frames=reference_frames,
-                num_reference_frames=num_reference_frames,
-                first_mask=first_mask,
-                **({} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}),
-            )
+        limit = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
+        network.add_queries(session, [{"query": sentence, **asked} for sentence in queries], **limit)
         with progress_bar(session, progress) as on_frame:
             frames = [pack_frame(output) for output in network.propagate_in_video_iterator(session, on_frame=on_frame)]
         results = make_results(session, frames)

@@ -9,52 +9,21 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from visa_hf.modeling.configuration_visa import VisaConfig, XMemConfig
+from tests.modeling.session_models import StubModel
+from visa_hf.modeling.configuration_visa import XMemConfig
+from visa_hf.modeling.earlier_frames_visa import EarlierFrames
 from visa_hf.modeling.modeling_xmem import XMemModel
 from visa_hf.modeling.outputs_visa import PackedMask
-from visa_hf.modeling.video_session_visa import (
-    VisaVideoMixin,
-    VisaVideoSession,
-    _EarlierFrames,
-    check_query,
+from visa_hf.modeling.video_asking_visa import masks_from_logits
+from visa_hf.modeling.video_session_visa import VisaVideoSession, check_query, is_blank
+from visa_hf.modeling.video_tracking_visa import (
     highest_plane,
-    is_blank,
-    masks_from_logits,
     prepare_tracker_frame,
     tracking_size,
 )
 
 HEIGHT, WIDTH, NUM_FRAMES = 40, 56, 9
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
-
-
-class StubProcessor:
-    """Takes the place of the processor where only the tracker matters."""
-
-    def __call__(self, **inputs):
-        return {"inputs": inputs}
-
-    def batch_decode(self, answer_ids, **_):
-        return ["It is [SEG]." for _ in answer_ids]
-
-
-class StubModel(VisaVideoMixin):
-    """A real tracker behind a model that answers every query with the logits it was given."""
-
-    score = 0.25
-
-    def __init__(self, tracker, mask_logits=None):
-        self.config = VisaConfig.tiny()
-        self.tracker = tracker
-        self.mask_logits = mask_logits
-
-    def generate_masks(self, inputs):
-        self.asked = inputs
-        return SimpleNamespace(
-            mask_logits=[self.mask_logits],
-            answer_ids=[torch.tensor([5])],
-            iou_scores=[torch.full((len(self.mask_logits),), self.score)],
-        )
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +71,7 @@ def track_by_hand(tracker, video, masks, frame_indices, input_size=36):
 
 def test_masks_are_carried_both_ways_as_by_hand(tracker, video, two_masks):
     target = 4
-    session = VisaVideoSession(video, StubProcessor(), want_probs=True)
+    session = VisaVideoSession(video, None, want_probs=True)
     model = StubModel(tracker)
     model.add_query(session, first_mask=two_masks, target_frame=target)
     outputs = run(model, session)
@@ -125,7 +94,7 @@ def test_masks_are_carried_both_ways_as_by_hand(tracker, video, two_masks):
 
 @pytest.mark.parametrize("target", [0, NUM_FRAMES - 1])
 def test_a_target_at_either_end_needs_one_sweep(tracker, video, two_masks, target):
-    session = VisaVideoSession(video, StubProcessor(), want_probs=True)
+    session = VisaVideoSession(video, None, want_probs=True)
     model = StubModel(tracker)
     model.add_query(session, first_mask=two_masks[:1], target_frame=target)
     steps = []
@@ -148,11 +117,11 @@ def test_several_queries_are_the_same_as_one_at_a_time(tracker, video, two_masks
         {"first_mask": torch.zeros(HEIGHT, WIDTH), "target_frame": 5},
     ]
     model = StubModel(tracker)
-    together = VisaVideoSession(video, StubProcessor(), want_probs=True)
+    together = VisaVideoSession(video, None, want_probs=True)
     assert [model.add_query(together, **query) for query in asked] == [0, 1, 2]
     together = run(model, together)
     for position, query in enumerate(asked):
-        session = VisaVideoSession(video, StubProcessor(), want_probs=True)
+        session = VisaVideoSession(video, None, want_probs=True)
         model.add_query(session, **query)
         for shared, alone in zip(together, run(model, session), strict=True):
             assert shared.query_ids == (0, 1, 2)
@@ -161,7 +130,7 @@ def test_several_queries_are_the_same_as_one_at_a_time(tracker, video, two_masks
 
 
 def test_propagation_can_be_repeated_and_repeats_itself(tracker, video, two_masks):
-    session = VisaVideoSession(video, StubProcessor())
+    session = VisaVideoSession(video, None)
     model = StubModel(tracker)
     model.add_query(session, first_mask=two_masks, target_frame=3)
     first = list(model.propagate_in_video_iterator(session))
@@ -174,13 +143,13 @@ def test_propagation_can_be_repeated_and_repeats_itself(tracker, video, two_mask
 
 
 def test_every_third_frame_is_tracked_as_a_video_of_these_frames(tracker, video, two_masks):
-    session = VisaVideoSession(video, StubProcessor(), every=3, want_probs=True)
+    session = VisaVideoSession(video, None, every=3, want_probs=True)
     with pytest.raises(RuntimeError, match="depends on the target frame. Call `add_query` first"):
         _ = session.frame_indices
     model = StubModel(tracker)
     model.add_query(session, first_mask=two_masks, target_frame=5)
     assert list(session.frame_indices) == [2, 5, 8]
-    thinned = VisaVideoSession(video[2::3], StubProcessor(), want_probs=True)
+    thinned = VisaVideoSession(video[2::3], None, want_probs=True)
     model.add_query(thinned, first_mask=two_masks, target_frame=1)
     for output, expected in zip(run(model, session), run(model, thinned), strict=True):
         assert output.frame_idx == 2 + 3 * expected.frame_idx
@@ -188,7 +157,7 @@ def test_every_third_frame_is_tracked_as_a_video_of_these_frames(tracker, video,
 
 
 def test_another_target_must_be_among_every_third_frame(tracker, video, two_masks):
-    session = VisaVideoSession(video, StubProcessor(), every=3)
+    session = VisaVideoSession(video, None, every=3)
     model = StubModel(tracker)
     model.add_query(session, first_mask=two_masks, target_frame=5)
     model.add_query(session, first_mask=two_masks, target_frame=8)
@@ -200,10 +169,10 @@ def test_another_target_must_be_among_every_third_frame(tracker, video, two_mask
 
 
 def test_a_part_of_the_video_is_tracked_as_a_video_of_its_own(tracker, video, two_masks):
-    session = VisaVideoSession(video, StubProcessor(), start="2f", end="7f", want_probs=True)
+    session = VisaVideoSession(video, None, start="2f", end="7f", want_probs=True)
     model = StubModel(tracker)
     model.add_query(session, first_mask=two_masks, target_frame=4)
-    part = VisaVideoSession(video[2:7], StubProcessor(), want_probs=True)
+    part = VisaVideoSession(video[2:7], None, want_probs=True)
     model.add_query(part, first_mask=two_masks, target_frame=2)
     outputs = run(model, session)
     assert [output.frame_idx for output in outputs] == [2, 3, 4, 5, 6]
@@ -212,7 +181,7 @@ def test_a_part_of_the_video_is_tracked_as_a_video_of_its_own(tracker, video, tw
 
 
 def test_seconds_choose_a_part_by_the_rate(tracker, video):
-    with VisaVideoSession(video, StubProcessor(), fps=2, start=1, end=3.5) as session:
+    with VisaVideoSession(video, None, fps=2, start=1, end=3.5) as session:
         assert (session.first_frame, session.stop_frame) == (2, 7)
 
 
@@ -220,13 +189,13 @@ def test_the_model_is_asked_about_the_selected_frames(tracker, video):
     logits = torch.full((1, HEIGHT, WIDTH), -2.0)
     logits[0, :10] = 3.0
     model = StubModel(tracker, logits)
-    with VisaVideoSession(video, StubProcessor()) as session:
+    with VisaVideoSession(video, None) as session:
         model.add_query(session, "the thing", target_frame=6, reference_frames=[1, 8, 3])
         query = session.queries[0]
-    assert (model.asked["target_frame"] == video[6]).all()
-    assert all(
-        (asked == video[idx]).all() for asked, idx in zip(model.asked["reference_frames"], (1, 3, 8), strict=True)
-    )
+    assert [(question.query, question.frame_selection) for question in model.asked] == [
+        ("the thing", query.frame_selection)
+    ]
+    assert query.frame_selection.target_idx == 6
     assert query.frame_selection.reference_idx == (1, 3, 8)
     assert (query.query, query.answer, query.scores) == ("the thing", "It is [SEG].", (0.25,))
     assert torch.equal(query.target_masks, logits > 0)
@@ -234,14 +203,14 @@ def test_the_model_is_asked_about_the_selected_frames(tracker, video):
 
 def test_no_seg_token_is_nothing_to_segment(tracker, video):
     model = StubModel(tracker, torch.zeros(0, HEIGHT, WIDTH))
-    session = VisaVideoSession(video, StubProcessor(), want_probs=True)
+    session = VisaVideoSession(video, None, want_probs=True)
     model.add_query(session, "nothing")
     for output in run(model, session):
         assert output.masks[0].shape == output.mask_probs[0].shape == (0, HEIGHT, WIDTH)
 
 
 def test_an_empty_target_mask_means_empty_everywhere_and_nothing_is_read(tracker, video):
-    session = VisaVideoSession(video, StubProcessor())
+    session = VisaVideoSession(video, None)
     model = StubModel(tracker, torch.full((2, HEIGHT, WIDTH), -1.0))
     model.add_query(session, "not in this video")
     assert len(session.backward_indices) == 0
@@ -253,10 +222,10 @@ def test_an_empty_target_mask_means_empty_everywhere_and_nothing_is_read(tracker
 
 def test_an_empty_object_among_others_stays_empty_and_changes_nothing(tracker, video, two_masks):
     model = StubModel(tracker)
-    with_empty = VisaVideoSession(video, StubProcessor(), want_probs=True)
+    with_empty = VisaVideoSession(video, None, want_probs=True)
     masks = torch.stack([two_masks[0], torch.zeros_like(two_masks[0]), two_masks[1]])
     model.add_query(with_empty, first_mask=masks, target_frame=3)
-    without = VisaVideoSession(video, StubProcessor(), want_probs=True)
+    without = VisaVideoSession(video, None, want_probs=True)
     model.add_query(without, first_mask=two_masks, target_frame=3)
     for output, expected in zip(run(model, with_empty), run(model, without), strict=True):
         assert torch.equal(output.mask_probs[0][[0, 2]], expected.mask_probs[0])
@@ -266,14 +235,14 @@ def test_an_empty_object_among_others_stays_empty_and_changes_nothing(tracker, v
 def test_an_object_too_small_for_the_tracker_stays_on_its_target_frame(tracker, video):
     speck = torch.zeros(HEIGHT, WIDTH, dtype=torch.bool)
     speck[9, 13] = True  # nearest resizing from 40 to 36 rows leaves row 9 out
-    session = VisaVideoSession(video, StubProcessor())
+    session = VisaVideoSession(video, None)
     model = StubModel(tracker)
     model.add_query(session, first_mask=speck, target_frame=3)
     assert [int(output.masks[0].sum()) for output in run(model, session)] == [0, 0, 0, 1, 0, 0, 0, 0, 0]
 
 
 def test_a_single_frame_needs_no_tracker(video, two_masks):
-    session = VisaVideoSession(video[:1], StubProcessor(), want_probs=True)
+    session = VisaVideoSession(video[:1], None, want_probs=True)
     model = StubModel(None)
     model.add_query(session, first_mask=two_masks)
     (output,) = run(model, session)
@@ -334,7 +303,7 @@ def test_the_tracker_sees_frames_as_published(video):
     ],
 )
 def test_bad_queries_are_refused_and_leave_the_session_as_it_was(tracker, video, arguments, message):
-    with VisaVideoSession(video, StubProcessor()) as session:
+    with VisaVideoSession(video, None) as session:
         for refuse in (StubModel(tracker).add_query, check_query):
             with pytest.raises(ValueError, match=re.escape(message)):
                 refuse(session, **arguments)
@@ -353,7 +322,7 @@ def test_bad_queries_are_refused_and_leave_the_session_as_it_was(tracker, video,
     ],
 )
 def test_queries_of_a_wrong_type_are_refused(tracker, video, arguments, message):
-    with VisaVideoSession(video, StubProcessor()) as session:
+    with VisaVideoSession(video, None) as session:
         for refuse in (StubModel(tracker).add_query, check_query):
             with pytest.raises(TypeError, match=re.escape(message)):
                 refuse(session, **arguments)
@@ -361,7 +330,7 @@ def test_queries_of_a_wrong_type_are_refused(tracker, video, arguments, message)
 
 
 def test_what_can_be_asked_passes_the_check(video):
-    with VisaVideoSession(video, StubProcessor()) as session:
+    with VisaVideoSession(video, None) as session:
         check_query(session, "x", target_frame=np.int64(8), reference_frames=range(3))
         check_query(session, "x", num_reference_frames=0)
         check_query(session, "", first_mask=np.ones((HEIGHT, WIDTH)), target_frame=3)
@@ -377,7 +346,7 @@ def test_a_text_that_shows_nothing_is_blank():
 def test_numbers_that_are_none_are_not_taken_for_an_empty_mask(tracker, video, bad):
     logits = torch.full((1, HEIGHT, WIDTH), -2.0)
     logits[0, 3, 4] = bad
-    with VisaVideoSession(video, StubProcessor()) as session:
+    with VisaVideoSession(video, None) as session:
         with pytest.raises(RuntimeError, match=r"The model gave NaN .* try float32 or bfloat16 \(`dtype`\)"):
             StubModel(tracker, logits).add_query(session, "x")
         model = StubModel(tracker, torch.zeros(1, HEIGHT, WIDTH))
@@ -388,13 +357,13 @@ def test_numbers_that_are_none_are_not_taken_for_an_empty_mask(tracker, video, b
 
 
 def test_tracking_without_a_tracker_is_refused(video):
-    with VisaVideoSession(video, StubProcessor()) as session:
+    with VisaVideoSession(video, None) as session:
         with pytest.raises(ValueError, match="The model has no tracker, but the video has 9 frames to carry masks"):
             StubModel(None).add_query(session, "x")
 
 
 def test_a_session_without_a_query_is_refused(tracker, video):
-    with VisaVideoSession(video, StubProcessor()) as session:
+    with VisaVideoSession(video, None) as session:
         with pytest.raises(RuntimeError, match="The session has no query. Call `add_query` first."):
             StubModel(tracker).propagate_in_video_iterator(session)
 
@@ -413,7 +382,7 @@ def test_a_session_without_a_query_is_refused(tracker, video):
 )
 def test_bad_options_are_refused(video, options, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        VisaVideoSession(video, StubProcessor(), **options)
+        VisaVideoSession(video, None, **options)
 
 
 def test_packed_masks_come_out_as_they_went_in(two_masks):
@@ -431,7 +400,7 @@ def test_frames_are_read_once_per_sweep_and_not_held(tracker, video, two_masks):
             Counting.looked_at += 1
             return super().__getitem__(index)
 
-    session = VisaVideoSession(Counting(video), StubProcessor())
+    session = VisaVideoSession(Counting(video), None)
     model = StubModel(tracker)
     for target in (4, 4, 6):
         model.add_query(session, first_mask=two_masks, target_frame=target)
@@ -452,7 +421,7 @@ def test_frames_are_read_once_per_sweep_and_not_held(tracker, video, two_masks):
 )
 def test_options_of_a_wrong_type_are_refused(video, options, message):
     with pytest.raises(TypeError, match=re.escape(message)):
-        VisaVideoSession(video, StubProcessor(), **options)
+        VisaVideoSession(video, None, **options)
 
 
 def test_the_video_is_closed_whatever_goes_wrong_at_opening(video, monkeypatch):
@@ -464,7 +433,7 @@ def test_the_video_is_closed_whatever_goes_wrong_at_opening(video, monkeypatch):
 
     monkeypatch.setattr("visa_hf.modeling.video_session_visa.frames_between", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        VisaVideoSession(video, StubProcessor())
+        VisaVideoSession(video, None)
     assert len(closed) == 1
 
 
@@ -474,11 +443,11 @@ def test_probabilities_wait_in_two_bytes_each(monkeypatch):
     masks = probs > 0.5
     written = []
     monkeypatch.setattr(
-        "visa_hf.modeling.video_session_visa.zlib.compress", lambda data, _: written.append(data) or data
+        "visa_hf.modeling.earlier_frames_visa.zlib.compress", lambda data, _: written.append(data) or data
     )
-    monkeypatch.setattr("visa_hf.modeling.video_session_visa.zlib.decompress", lambda data: data)
+    monkeypatch.setattr("visa_hf.modeling.earlier_frames_visa.zlib.decompress", lambda data: data)
     query = SimpleNamespace(query_id=0, target_masks=masks)
-    with _EarlierFrames(want_probs=True) as earlier:
+    with EarlierFrames(want_probs=True) as earlier:
         earlier.put(0, 3, masks, probs)
         kept_masks, kept_probs = earlier.pop(query, 3)
     assert len(written[-1]) == 2 * probs.numel()  # packed masks are compressed before
@@ -490,7 +459,7 @@ def test_probabilities_wait_in_two_bytes_each(monkeypatch):
 def test_a_temporary_folder_that_cannot_be_written_is_named(tracker, video, two_masks, monkeypatch, tmp_path):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
     model = StubModel(tracker)
-    with VisaVideoSession(video, StubProcessor(), want_probs=True) as session:
+    with VisaVideoSession(video, None, want_probs=True) as session:
         model.add_query(session, first_mask=two_masks, target_frame=4)
         message = f"`{tmp_path / 'gone'}`: No such file or directory. Free space there, or name another folder in the"
         with pytest.raises(OSError, match=re.escape(message) + " variable `TMPDIR`"):

@@ -167,8 +167,7 @@ def run(args: argparse.Namespace) -> int:
         transformers_logging.disable_progress_bar()
         model, session.processor = load_model(args.model, device=args.device, dtype=args.dtype)
         limit = {} if args.max_new_tokens is None else {"max_new_tokens": args.max_new_tokens}
-        for query in args.queries or [None]:
-            model.add_query(session, query, **asked, **limit)
+        model.add_queries(session, [{"query": query, **asked} for query in args.queries or [None]], **limit)
         # 3) Its masks are tracked, and each frame is written as it comes.
         is_bar_shown = not args.quiet and sys.stderr.isatty()
         with progress_bar(session, is_bar_shown) as on_frame:

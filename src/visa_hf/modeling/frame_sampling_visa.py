@@ -14,7 +14,9 @@ from operator import index
 
 from .outputs_visa import FrameSelection
 
-STRATEGIES = ("global_local", "global", "local", "none")
+STRATEGIES = ("global_local", "global", "local", "none", "stride")
+# References of the released evaluation: at most so many, at equal distances.
+MAX_STRIDE_REFERENCES = 11
 
 
 def spread_frames(num_frames: int, count: int) -> tuple[int, ...]:
@@ -38,6 +40,26 @@ def frames_around(num_frames: int, target_idx: int, count: int) -> tuple[int, ..
     return tuple(range(start, start + count))
 
 
+def stride_references(num_frames: int, target_idx: int) -> tuple[int, ...]:
+    """Return every s-th frame, s = ceil(T / 11), shifted so that the target is among them.
+
+    The references of VISA's released evaluation: they depend on `target_idx % s` alone, so that targets share them.
+    """
+    stride = math.ceil(num_frames / MAX_STRIDE_REFERENCES)
+    return tuple(range(target_idx % stride, num_frames, stride))
+
+
+def frame_at_share(num_frames: int, share: float) -> int:
+    """Return the frame at `share` in [0, 1] of a video, min(int(T * share), T - 1), as VISA counts.
+
+    Raises:
+        ValueError: if `share` is outside [0, 1].
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"`share` is {share} but must be from 0, the first frame, to 1, the last one.")
+    return min(int(num_frames * share), num_frames - 1)
+
+
 def reference_frames_for(num_frames: int, target_idx: int, count: int, strategy: str) -> tuple[int, ...]:
     """Return the reference frames of one target: ascending, none twice, `min(count, num_frames)` of them.
 
@@ -47,8 +69,11 @@ def reference_frames_for(num_frames: int, target_idx: int, count: int, strategy:
         count (`int`): references wanted.
         strategy (`str`): `"global"` spreads them over the video, `"local"` takes the frames around the target,
             `"global_local"` takes half of each (an odd one is local), `"none"` takes none. Where the two halves
-            overlap, the local one grows until there are `count` different frames.
+            overlap, the local one grows until there are `count` different frames. `"stride"` takes the published
+            ones, however many they are.
     """
+    if strategy == "stride":
+        return stride_references(num_frames, target_idx)
     if strategy == "none" or count == 0:
         return ()
     if strategy == "global":
@@ -83,7 +108,8 @@ def select_frames(
         reference_frames (`Sequence[int]`, *optional*): the references, in any order; chosen by `strategy` by default.
             An empty sequence means none.
         num_reference_frames (`int`, defaults to 12): references that `strategy` picks; short videos give fewer.
-        strategy (`str`, defaults to `"global_local"`): `"global_local"`, `"global"`, `"local"` or `"none"`.
+        strategy (`str`, defaults to `"global_local"`): `"global_local"`, `"global"`, `"local"`, `"none"` or
+            `"stride"`.
         start, stop (`int`, *optional*): first frame of the part to choose from, and the frame after its last. Frames
             are counted from the beginning of the video in any case.
 

@@ -326,6 +326,26 @@ class XMemMemory:
         new = frame_key.new_zeros(len(self.object_ids) - num_known, sensory_dim, *frame_key.shape[-2:])
         self._sensory = new if self._sensory is None else torch.cat([self._sensory, new])
 
+    def keep_objects(self, places: Sequence[int]) -> None:
+        """Forget all objects but some; what is read of the others does not change.
+
+        Args:
+            places (sequence of `int`): places in `object_ids` of the objects that stay, ascending, at least one.
+
+        Raises:
+            RuntimeError: if the objects did not all enter on the same frame: the first ones' use of the memory decides
+                for all what is kept of it.
+        """
+        if len(self._groups) > 1:
+            raise RuntimeError(f"The objects entered on {len(self._groups)} frames, but only one can be told apart.")
+        num_objects = len(self.object_ids)
+        self.object_ids = [self.object_ids[place] for place in places]
+        if self._sensory is not None:
+            self._sensory = self._sensory[list(places)]
+        for group in self._groups:
+            group.value = group.value.unflatten(1, (num_objects, -1))[:, list(places)].flatten(1)
+            group.num_objects = len(places)
+
     def read(self, frame_key: Tensor, selection: Tensor) -> Tensor:
         """Look up every position of a frame in working and long-term memory, and count what was used.
 

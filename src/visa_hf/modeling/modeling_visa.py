@@ -4,8 +4,8 @@ A visual tower and token merging make visual tokens, a language model answers, a
 of the answer prompts SAM on the target frame (VISA, https://huggingface.co/papers/2407.11325, section 3). Letters:
 N conversations about B videos of F frames in all, S tokens, L visual tokens a frame, K masks, D and C the widths of
 the language model and of SAM. Frames are chosen in frame_sampling_visa.py, tensors made in processing_visa.py and
-checked in inputs_visa.py, masks carried through a video in video_session_visa.py with the tracker of modeling_xmem.py:
-none of it happens here.
+checked in inputs_visa.py, queries about one video answered together in video_answering_visa.py, masks carried through
+it in video_tracking_visa.py with the tracker of modeling_xmem.py: none of it happens here.
 """
 
 from collections.abc import Sequence
@@ -35,7 +35,9 @@ from .losses_visa import mask_bce_loss, mask_dice_loss, mean_loss, text_loss_sum
 from .mask_sizes_visa import upscale_mask_logits
 from .modeling_xmem import XMemModel
 from .outputs_visa import VisaGenerateOutput, VisaOutput
-from .video_session_visa import VisaVideoMixin
+from .prefix_cache_visa import check_prefix
+from .video_asking_visa import VisaAskingMixin
+from .video_tracking_visa import VisaTrackingMixin
 from .visual_tokens_visa import merge_visual_tokens
 
 # Keywords of `from_pretrained` that are likely to be mistyped; only used to name the nearest one in an error.
@@ -225,12 +227,12 @@ class VisaModel(VisaPreTrainedModel):
         return embeds.masked_scatter(is_image[:, :, None].to(embeds.device), features.to(embeds.device, embeds.dtype))
 
 
-class VisaForVideoSegmentation(VisaPreTrainedModel, GenerationMixin, VisaVideoMixin):
+class VisaForVideoSegmentation(VisaPreTrainedModel, GenerationMixin, VisaAskingMixin, VisaTrackingMixin):
     """VISA with its heads: text answers, and one mask of the target frame for each [SEG] of an answer.
 
     Training and teacher forcing go through `forward`, answering through `generate_masks`, whole videos through a
-    session (`add_query`, `propagate_in_video_iterator`). `tracker` is an [`XMemModel`], or `None` when
-    `config.tracker_config` is.
+    session (`add_query`, `propagate_in_video_iterator`, or `step` for live frames). `tracker` is an [`XMemModel`], or
+    `None` when `config.tracker_config` is.
 
     Args:
         config ([`VisaConfig`]): sizes of all parts.
@@ -584,6 +586,9 @@ class VisaForVideoSegmentation(VisaPreTrainedModel, GenerationMixin, VisaVideoMi
         original_sizes: Tensor | Sequence[Any] | None = None,
         reshaped_input_sizes: Tensor | Sequence[Any] | None = None,
         max_new_tokens: int = 64,
+        *,
+        image_features: Tensor | None = None,
+        past_key_values: Cache | None = None,
         **generate_kwargs: Any,
     ) -> VisaGenerateOutput:
         """Let the model answer N conversations, and decode a mask for each [SEG] of its answers.
@@ -596,6 +601,10 @@ class VisaForVideoSegmentation(VisaPreTrainedModel, GenerationMixin, VisaVideoMi
             attention_mask, pixel_values, num_frames, conversation_to_video, sam_pixel_values, sam_features,
                 original_sizes, reshaped_input_sizes: as in `forward`.
             max_new_tokens (`int`, defaults to 64): length limit of an answer.
+            image_features (`torch.Tensor` of shape `(F, L, D)`): given instead of `pixel_values`, the `pooler_output`
+                that `get_image_features` made of them.
+            past_key_values (`Cache` of N rows): keys and values of the first tokens of all prompts, which hold all
+                frames; it is used up. Prompts may be padded behind these tokens. Greedy decoding and sampling only.
             generate_kwargs: for `generate` (`do_sample`, `num_beams`, `num_return_sequences`, ...).
 
         Returns:
@@ -609,17 +618,20 @@ class VisaForVideoSegmentation(VisaPreTrainedModel, GenerationMixin, VisaVideoMi
         input_ids = input_ids if self.device.type == "meta" else input_ids.to(self.device)
         attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(input_ids.device)
         num_conversations, prompt_length = input_ids.shape
+        frames = pixel_values if image_features is None else image_features
         videos = check_videos(
             num_conversations,
-            0 if pixel_values is None else len(pixel_values),
+            0 if frames is None else len(frames),
             num_frames,
             conversation_to_video,
             original_sizes,
             reshaped_input_sizes,
         )
         check_text(self.config, input_ids, attention_mask, None, None)
-        check_image_tokens(self.config, input_ids, videos, pixel_values is not None)
+        check_image_tokens(self.config, input_ids, videos, frames is not None)
         check_targets(self.config, videos, sam_pixel_values, sam_features)
+        if past_key_values is not None:
+            check_prefix(self.config, input_ids, attention_mask, past_key_values)
         if not attention_mask[:, -1].all():
             raise ValueError("A prompt is padded on the right, where its answer should go. Pad on the left.")
         room = self.config.text_config.max_position_embeddings - prompt_length
@@ -630,13 +642,16 @@ class VisaForVideoSegmentation(VisaPreTrainedModel, GenerationMixin, VisaVideoMi
             )
 
         # 2) Encode the frames once, and generate.
-        image_tokens = None if pixel_values is None else self.get_image_features(pixel_values).pooler_output
+        image_tokens = image_features
+        if image_tokens is None and pixel_values is not None:
+            image_tokens = self.get_image_features(pixel_values).pooler_output
+        read = _encoded(image_tokens, videos) if past_key_values is None else {"past_key_values": past_key_values}
         # Beams and speculative decoding do not go token by token.
         gives_states = not any(generate_kwargs.get(name) for name in ("assistant_model", "prompt_lookup_num_tokens"))
         generated: Any = self.generate(
             input_ids,
             attention_mask=attention_mask,
-            **_encoded(image_tokens, videos),
+            **read,
             **{
                 "do_sample": False,
                 # An answer has no place for a frame.

@@ -296,11 +296,16 @@ class XMemValueEncoder(nn.Module):
         self.fuser = XMemFusion(config.key_encoder_dims[-1], config.value_encoder_dims[-1], config.value_dim)
         self.sensory_update = XMemDeepSensoryUpdate(config.value_dim, config.sensory_dim)
 
-    def forward(self, frames: Tensor, f16: Tensor, masks: Tensor) -> Tensor:
-        """(B, 3, H, W), (B, C, h, w), (B, N, H, W) -> values (B * N, CV, h, w)."""
+    def forward(self, frames: Tensor, f16: Tensor, masks: Tensor, num_objects: Sequence[int] | None = None) -> Tensor:
+        """(B, 3, H, W), (B, C, h, w), (B, N, H, W) -> values (B * N, CV, h, w).
+
+        `num_objects` are those of each query, N in all, if an object is only to be told from those of its own query.
+        """
         planes = [masks.unsqueeze(2)]
         if not self.single_object:
-            planes.append((masks.sum(dim=1, keepdim=True) - masks).unsqueeze(2))
+            per_query = masks.split([masks.shape[1]] if num_objects is None else list(num_objects), dim=1)
+            others = [each.sum(dim=1, keepdim=True) - each for each in per_query]
+            planes.append(torch.cat(others, dim=1).unsqueeze(2))
         frames = frames.unsqueeze(1).expand(-1, masks.shape[1], -1, -1, -1)
         inputs = torch.cat([frames, *planes], dim=2).flatten(0, 1)  # (B * N, 4 or 5, H, W)
         features = self.backbone(_channels_last(inputs))[-1]
@@ -572,6 +577,105 @@ class XMemModel(PreTrainedModel):
 
         # 5) Back to the frame's own size.
         return unpad(probs, height, width).contiguous()
+
+    @torch.no_grad()
+    def step_queries(
+        self,
+        memory: XMemMemory,
+        frame: Tensor,
+        num_objects: Sequence[int],
+        masks: Tensor | None = None,
+        is_last: bool = False,
+        *,
+        features: XMemFrameFeatures | None = None,
+        max_queries: int = 8,
+    ) -> list[Tensor]:
+        """Track several queries that begin on the same frame, as if each had a memory of its own, at less cost.
+
+        What is stored of a frame, what each position reads and what is consolidated depend on the frames alone once
+        the memory frames are the same; so they are computed once. Values, sensory memory and aggregation are each
+        query's own: its objects do not compete with those of another.
+
+        Args:
+            memory (`XMemMemory`): of `init_memory`; changed in place. It is stepped with this method only.
+            frame, is_last, features: as in `step`.
+            num_objects (sequence of E `int`, at least 1 each): objects of each query. Queries may be taken out
+                between two steps, with `memory.keep_objects`.
+            masks (`torch.Tensor` of shape `(N, H, W)`, bool or numbers in [0, 1]): masks of all N objects, query after
+                query, on the first frame; on no other.
+            max_queries (`int`, defaults to 8): queries that go through the networks together, which bounds memory.
+
+        Returns:
+            list of E `torch.Tensor` of shape `(1 + num_objects[e], H, W)`, float32: probabilities, as of `step`.
+
+        Raises:
+            ValueError, TypeError, RuntimeError: as `step`, and if the numbers of objects do not fit the masks or the
+                memory, or masks are given on a later frame, or none on the first.
+        """
+        # 0) Check at the border.
+        _check_frame(frame)
+        height, width = frame.shape[-2:]
+        memory.check_frame_size(height, width)
+        if masks is not None:
+            _check_masks(masks, frame)
+        if features is not None:
+            _check_features(features, height, width)
+        if (masks is None) != bool(memory.object_ids):
+            raise ValueError("`masks` are needed on the first frame, and on no other. Use `step` for later masks.")
+        expected = len(memory.object_ids) if masks is None else len(masks)
+        if sum(num_objects) != expected or min(num_objects, default=0) < 1:
+            raise ValueError(
+                f"`num_objects` is {list(num_objects)} but there are {expected} objects. Give the number of each "
+                "query, at least 1."
+            )
+
+        # 1) What does this frame need?
+        given_ids = memory.resolve_ids(None if masks is None else len(masks), None)
+        plan = memory.begin_frame((height, width), given_ids, is_last)
+        features = self.encode_frame(frame) if features is None else features
+        parts = _parts(num_objects, max_queries)
+
+        # 2) Take up the masks, or predict from memory.
+        probs: list[Tensor] = []
+        if masks is not None:
+            given = pad_to_stride(masks.to(self.device, torch.float32))
+            probs = [aggregate(of_query, dim=0).softmax(dim=0) for of_query in given.split(list(num_objects))]
+            memory.add_sensory(self.config.sensory_dim, features.key)
+        else:
+            readout = memory.read(features.key[0], features.selection[0]).to(self.dtype)
+            updated = []
+            for rows, sizes in parts:
+                logits, sensory = self.decoder(features, readout[rows], memory.sensory[rows], plan.is_sensory_updated)
+                mask_probs = torch.sigmoid(logits.squeeze(1).float())
+                probs += [aggregate(of_query, dim=0).softmax(dim=0) for of_query in mask_probs.split(sizes)]
+                updated.append(sensory)
+            memory.sensory = torch.cat(updated)
+
+        # 3) Memorise.
+        if plan.is_memorised:
+            padded = pad_to_stride(frame.to(self.device, self.dtype)).unsqueeze(0)
+            mask_probs = torch.cat([of_query[1:] for of_query in probs]).to(self.dtype)
+            values, updated = [], []
+            for rows, sizes in parts:
+                value = self.value_encoder(padded, features.f16, mask_probs[None, rows], sizes)
+                sensory = memory.sensory[rows]
+                if plan.is_deeply_updated:
+                    sensory = self.value_encoder.sensory_update(value, sensory)
+                values.append(value)
+                updated.append(sensory)
+            memory.add(features.key[0], features.shrinkage[0], features.selection[0], torch.cat(values))
+            memory.sensory = torch.cat(updated)
+        return [unpad(of_query, height, width).contiguous() for of_query in probs]
+
+
+def _parts(num_objects: Sequence[int], max_queries: int) -> list[tuple[slice, list[int]]]:
+    """Cut queries into parts of at most `max_queries`: the rows of their objects, and how many each query has."""
+    parts, start = [], 0
+    for first in range(0, len(num_objects), max_queries):
+        sizes = list(num_objects[first : first + max_queries])
+        parts.append((slice(start, start + sum(sizes)), sizes))
+        start += sum(sizes)
+    return parts
 
 
 def _merge(probs: Tensor | None, masks: Tensor, rows: list[int], num_objects: int) -> Tensor:

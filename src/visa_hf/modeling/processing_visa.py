@@ -597,7 +597,7 @@ class VisaProcessor(ProcessorMixin):
 
     # Videos
 
-    def init_video_session(self, video: Any, **kwargs: Any) -> VisaVideoSession:
+    def init_video_session(self, video: Any = None, **kwargs: Any) -> VisaVideoSession:
         """Open a video to ask about: see [`VisaVideoSession`], which takes the same arguments."""
         return VisaVideoSession(video=video, processor=self, **kwargs)
 
