@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco
 
-from visa_hf.rle import decode_mask, decode_masks, encode_mask, encode_masks, mask_area, mask_iou
+from visa_hf.rle import (
+    decode_mask,
+    decode_masks,
+    decode_strips,
+    encode_mask,
+    encode_masks,
+    mask_area,
+    mask_iou,
+    stack_strips,
+)
 
 
 def reference_encode(mask: np.ndarray) -> str:
@@ -171,3 +180,22 @@ def test_random_damage_never_gets_past_the_checks() -> None:
             assert decode_mask({"size": [40, 50], "counts": text}).shape == (40, 50)
         except ValueError as error:
             assert "The mask's `counts`" in str(error)
+
+
+@pytest.mark.parametrize("kind", masks_of_all_kinds())
+def test_strips_hold_an_eighth_of_the_columns_each(kind: str) -> None:
+    mask = masks_of_all_kinds()[kind]
+    strips = decode_strips(encode_mask(mask))
+    columns = -(-mask.shape[1] // 8)
+    assert strips.shape == (columns, mask.shape[0]) and strips.dtype == np.uint8
+    unpacked = np.concatenate([(strips >> np.uint8(bit)) & 1 for bit in range(8)])  # (8 * columns, H)
+    assert np.array_equal(unpacked[: mask.shape[1]].T == 1, mask)
+    assert not unpacked[mask.shape[1] :].any()
+    assert np.array_equal(strips, stack_strips(mask.T))
+
+
+def test_runs_of_length_0_change_nothing() -> None:
+    # Runs 0, 2, 0, 1, 3: written as they are, from the fourth on as differences: 1 - 2 and 3 - 0.
+    rle = {"size": [3, 2], "counts": "020O3"}
+    assert np.array_equal(decode_mask(rle), np.array([[1, 0], [1, 0], [1, 0]], bool))
+    assert mask_area(rle) == 3

@@ -21,6 +21,7 @@ COMMANDS = {
     "data": "check, make and publish data sets",
     "train": "train or fine-tune as a recipe says",
     "merge": "fold a trained adapter into its model",
+    "evaluate": "score a model, or predictions, on a benchmark",
 }
 # What a user can cause, or a machine. Anything else is a defect of ours, and keeps its traceback.
 _EXPECTED_ERRORS = (ValueError, TypeError, ImportError, OSError, RuntimeError, MemoryError)

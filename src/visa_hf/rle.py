@@ -11,6 +11,8 @@ from typing import TypedDict
 import numpy as np
 from pycocotools import mask as coco
 
+NUM_STRIPS = 8  # bits of a byte
+
 # 7 groups of 5 bits: more than any picture has pixels.
 _MAX_GROUPS = 7
 
@@ -52,9 +54,46 @@ def decode_mask(rle: RLE) -> np.ndarray:
         ValueError: the counts are malformed or do not fill the size.
     """
     height, width = _checked_size(rle)
+    # By way of strips, because turning rows and columns round costs more than all the rest: 8 pixels move at once.
+    strips = np.ascontiguousarray(decode_strips(rle).T)  # (H, columns)
+    columns = strips.shape[1]
+    mask = np.empty((height, width), dtype=np.uint8)
+    for bit in range(NUM_STRIPS):
+        part = mask[:, bit * columns : (bit + 1) * columns]
+        np.bitwise_and(strips[:, : part.shape[1]] >> np.uint8(bit), 1, out=part)
+    return mask.view(np.bool_)
+
+
+def decode_strips(rle: RLE) -> np.ndarray:
+    """Decode one mask at 8 pixels a byte: 8 vertical strips of the frame, which lie on top of each other.
+
+    Returns:
+        `np.ndarray` of shape `(columns, H)`, uint8, `columns` an eighth of the width, rounded up: bit b of `[x, y]` is
+        the pixel in row y and column `b * columns + x`; bits beyond the frame are 0.
+
+    Raises:
+        TypeError, ValueError: as for [`decode_mask`].
+    """
+    height, width = _checked_size(rle)
     runs = _checked_runs(rle)
-    columns = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
-    return np.ascontiguousarray(columns.reshape(width, height).T)
+    pixels = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
+    return stack_strips(pixels.reshape(width, height))
+
+
+def stack_strips(mask: np.ndarray) -> np.ndarray:
+    """Cut a mask of shape `(N, M)`, bool, along N to 8 parts, and lay them on top of each other.
+
+    Returns:
+        `np.ndarray` of shape `(ceil(N / 8), M)`, uint8: part b is bit b.
+    """
+    pixels = mask.view(np.uint8)
+    length = -(-len(pixels) // NUM_STRIPS)
+    strips = np.zeros((length, pixels.shape[1]), dtype=np.uint8)
+    for bit in reversed(range(NUM_STRIPS)):
+        part = pixels[bit * length : (bit + 1) * length]
+        strips += strips  # up by one bit; numpy adds bytes several times faster than it shifts them
+        strips[: len(part)] |= part
+    return strips
 
 
 def encode_masks(masks: np.ndarray | Sequence[np.ndarray | None]) -> list[RLE | None]:

@@ -439,7 +439,7 @@ def test_the_measures_know_neither_model_nor_trainer_nor_data_sets() -> None:
         for node in ast.walk(tree)
         if isinstance(node, ast.ImportFrom) and not node.level
     }
-    assert imported | outside <= {"numpy", "rle"} | set(sys.stdlib_module_names)
+    assert imported | outside <= {"numpy", "packed", "rle"} | set(sys.stdlib_module_names)
 
 
 def test_exported_names_exist_and_are_documented() -> None:

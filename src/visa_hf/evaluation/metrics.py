@@ -1,10 +1,8 @@
 """J, F, A and R of masks, per frame and per clip; their averages over ReVOS; cIoU and gIoU over image sets.
 
 J and F are those of DAVIS (Perazzi et al., CVPR 2016, section 5), A and R those of the VISA paper (arXiv 2407.11325).
-Masks are packed to 64 pixels a word, and boundaries are compared by shifting words: the same counts as the classical
-way with full-frame maps and a disk (`tests/evaluation/davis_reference.py`), at a fraction of its time.
-Reads no files, and knows neither model nor trainer nor data set. Begin at `score_clip`. All in one file, longer than
-most, because nothing in it is of use without the rest: averages need scores, scores need the packed masks.
+Pixels are counted in packed masks (`packed`). Reads no files, and knows neither model nor trainer nor data set. Begin
+at `score_clip`.
 """
 
 import math
@@ -15,13 +13,13 @@ from typing import Any, cast
 import numpy as np
 
 from ..rle import RLE, decode_mask
+from .packed import PackedMask, count, match_boundaries, pack_mask, pack_nothing, pack_rle, unite_packed
 
 BOUNDARY_TOLERANCE = 0.008  # DAVIS: share of the frame's diagonal, rounded up to pixels
 PERCENT_DECIMALS = 2  # ReVOS: figures of one expression are rounded before they are averaged
 REFERRING, REASONING, NO_OBJECT = 0, 1, 2  # `type_id` of ReVOS
 
-Reader = Callable[[np.ndarray, str], np.ndarray]  # checks the mask of that name
-Frame = np.ndarray | Mapping | None
+Frame = np.ndarray | Mapping | PackedMask | None
 Masks = np.ndarray | Mapping | Sequence
 """One mask `(H, W)`, a clip `(T, H, W)`, one COCO run-length mask, or a list with a mask, a run-length mask or None
 (nothing in this frame) for each of T frames."""
@@ -45,7 +43,7 @@ def region_similarity(pred: Masks, true: Masks) -> np.ndarray:
         ValueError: if a value is not 0 or 1, if sizes or numbers of frames differ, or if there is no frame.
         TypeError: if a mask is neither an array, a run-length mask nor `None`.
     """
-    return _per_frame(lambda pred, true: _ratio(*_overlap(_pack(pred), _pack(true))), {"pred": pred, "true": true})
+    return _per_frame(lambda pred, true: _ratio(*_overlap(pred, true)), {"pred": pred, "true": true})
 
 
 def boundary_f(pred: Masks, true: Masks, bound_th: float = BOUNDARY_TOLERANCE) -> np.ndarray:
@@ -69,10 +67,7 @@ def boundary_f(pred: Masks, true: Masks, bound_th: float = BOUNDARY_TOLERANCE) -
     """
     _check_tolerance(bound_th)
 
-    def measure(pred: np.ndarray, true: np.ndarray) -> float:
-        return _boundary_f(_pack(pred), _pack(true), pred.shape[1], _radius(pred.shape, bound_th))
-
-    return _per_frame(measure, {"pred": pred, "true": true})
+    return _per_frame(lambda pred, true: _boundary_f(pred, true, bound_th), {"pred": pred, "true": true})
 
 
 def pixel_accuracy(pred: Masks, true: Masks, *, published_compat: bool = False) -> np.ndarray:
@@ -90,11 +85,7 @@ def pixel_accuracy(pred: Masks, true: Masks, *, published_compat: bool = False) 
     """
     if published_compat:
         return _per_frame(_published_accuracy, {"pred": pred, "true": true}, read=_as_grey_levels)
-
-    def measure(pred: np.ndarray, true: np.ndarray) -> float:
-        return _accuracy(*_overlap(_pack(pred), _pack(true)), pred.size)
-
-    return _per_frame(measure, {"pred": pred, "true": true})
+    return _per_frame(lambda pred, true: _accuracy(*_overlap(pred, true), pred.shape), {"pred": pred, "true": true})
 
 
 def robustness(pred: Masks, true: Masks, foreground: Masks, *, published_compat: bool = False) -> np.ndarray:
@@ -117,7 +108,7 @@ def robustness(pred: Masks, true: Masks, foreground: Masks, *, published_compat:
     clips = {"pred": pred, "true": true, "foreground": foreground}
     if published_compat:
         return _per_frame(_published_robustness, clips, read=_as_grey_levels)
-    return _per_frame(lambda pred, true, foreground: _robustness(_pack(pred), _pack(true), _pack(foreground)), clips)
+    return _per_frame(_robustness, clips)
 
 
 def intersection_and_union(pred: Masks, true: Masks) -> np.ndarray:
@@ -132,11 +123,7 @@ def intersection_and_union(pred: Masks, true: Masks) -> np.ndarray:
     Raises:
         ValueError, TypeError: as for [`region_similarity`].
     """
-
-    def measure(pred: np.ndarray, true: np.ndarray) -> tuple[int, int]:
-        return _overlap(_pack(pred), _pack(true))
-
-    return _per_frame(measure, {"pred": pred, "true": true}, dtype=np.int64)
+    return _per_frame(_overlap, {"pred": pred, "true": true}, dtype=np.int64)
 
 
 # One clip at once
@@ -201,19 +188,21 @@ def score_clip(
     if foreground is not None:
         clips["foreground"] = foreground
 
-    def measure(pred: np.ndarray, true: np.ndarray, *foreground: np.ndarray) -> list[float]:
-        pred_bits, true_bits = _pack(pred), _pack(true)
-        overlap = _overlap(pred_bits, true_bits)
-        similarity = _ratio(*overlap)
-        boundary = _boundary_f(pred_bits, true_bits, pred.shape[1], _radius(pred.shape, bound_th))
-        if published_compat:
-            robust = [_published_robustness(pred, true, masks) for masks in foreground]
-            return [similarity, boundary, _published_accuracy(pred, true), *robust]
-        robust = [_robustness(pred_bits, true_bits, _pack(masks)) for masks in foreground]
-        return [similarity, boundary, _accuracy(*overlap, pred.size), *robust]
+    def measure(pred: PackedMask, true: PackedMask, *foreground: PackedMask) -> list[float]:
+        overlap = _overlap(pred, true)
+        robust = [_robustness(pred, true, masks) for masks in foreground]
+        return [_ratio(*overlap), _boundary_f(pred, true, bound_th), _accuracy(*overlap, pred.shape), *robust]
 
-    read = _as_grey_levels if published_compat else _as_binary
-    frames = np.array([measure(*masks) for masks in _aligned_frames(clips, read)])  # (T, 3 or 4)
+    def measure_as_published(pred: np.ndarray, true: np.ndarray, *foreground: np.ndarray) -> list[float]:
+        similarity, boundary, *_ = measure(pack_mask(pred != 0), pack_mask(true != 0))
+        robust = [_published_robustness(pred, true, masks) for masks in foreground]
+        return [similarity, boundary, _published_accuracy(pred, true), *robust]
+
+    if published_compat:
+        rows = [measure_as_published(*masks) for masks in _aligned_frames(clips, _as_grey_levels)]
+    else:
+        rows = [measure(*masks) for masks in _packed_frames(clips)]
+    frames = np.array(rows)  # (T, 3 or 4)
     per_frame = dict(zip("JFAR", frames.T, strict=False))
     return ClipScore(**{letter: _mean(values) for letter, values in per_frame.items()}, per_frame=per_frame)
 
@@ -233,6 +222,15 @@ def unite_objects(objects: Sequence[Masks], size: tuple[int, int]) -> np.ndarray
         TypeError: as for [`region_similarity`].
     """
     return _merge(objects, size, np.logical_or, bool)
+
+
+def unite_packed_objects(objects: Sequence[Masks], size: tuple[int, int]) -> list[PackedMask]:
+    """Unite the masks of several objects as [`unite_objects`] does, but leave them packed, which is faster to score.
+
+    Returns:
+        One [`PackedMask`] for each frame: a form of mask that all measures take.
+    """
+    return [unite_packed(masks) for masks in _packed_frames(_as_clips(objects), _as_size(size), turn=False)]
 
 
 def sum_objects(objects: Sequence[Masks], size: tuple[int, int]) -> np.ndarray:
@@ -421,19 +419,43 @@ def score_image_set(pred: Masks, true: Masks) -> ImageSetScore:
 # Reading masks
 
 
-def _per_frame(measure: Callable, clips: dict[str, Masks], *, read: Reader | None = None, dtype: type = float) -> Any:
-    """Call `measure` with the masks `(H, W)` of each frame: `(T, ...)`, or `(...)` if every clip is a single mask."""
-    values = [measure(*masks) for masks in _aligned_frames(clips, read or _as_binary)]
+def _per_frame(
+    measure: Callable, clips: dict[str, Masks], *, read: Callable | None = None, dtype: type = float
+) -> Any:
+    """Call `measure` with the masks of each frame: `(T, ...)`, or `(...)` if every clip is a single mask."""
+    values = [measure(*masks) for masks in (_aligned_frames(clips, read) if read else _packed_frames(clips))]
     is_single = all(_is_single(masks) for masks in clips.values())
     return np.array(values[0] if is_single else values, dtype=dtype)[()]
 
 
-def _aligned_frames(
-    clips: dict[str, Masks], read: Reader, size: tuple[int, int] | None = None
-) -> Iterator[list[np.ndarray]]:
-    """Yield the clips' masks `(H, W)` frame by frame; decoded one frame at a time, so that memory stays small.
+def _no_pixels(size: tuple[int, int]) -> np.ndarray:
+    return np.zeros(size, dtype=bool)
 
-    `None` becomes an empty mask of `size`, or of the size of the others in that frame.
+
+def _packed_frames(
+    clips: dict[str, Masks], size: tuple[int, int] | None = None, *, turn: bool = True
+) -> Iterator[list[PackedMask]]:
+    """Yield the clips' masks frame by frame, packed.
+
+    Where all of a frame are arrays, they may come with rows and columns exchanged (`turn`): no measure depends on it,
+    and arrays, which lie in memory row by row, are packed faster.
+    """
+    for masks in _aligned_frames(clips, _as_binary_or_packed, size, empty=pack_nothing):
+        is_turned = turn and all(isinstance(mask, np.ndarray) for mask in masks)
+        yield [mask if isinstance(mask, PackedMask) else pack_mask(mask.T if is_turned else mask) for mask in masks]
+
+
+def _aligned_frames(
+    clips: dict[str, Masks],
+    read: Callable[[Any, str], Any],
+    size: tuple[int, int] | None = None,
+    *,
+    empty: Callable[[tuple[int, int]], Any] = _no_pixels,
+) -> Iterator[list[Any]]:
+    """Yield the clips' masks frame by frame, as `read` makes them of arrays, of run-length or of packed masks.
+
+    One frame at a time, so that memory stays small. `None` becomes an `empty` mask of `size`, or of the size of the
+    others in that frame.
     """
     frames_of = {name: _split(masks, name) for name, masks in clips.items()}
     lengths = {name: len(frames) for name, frames in frames_of.items()}
@@ -443,8 +465,11 @@ def _aligned_frames(
     if 0 in lengths.values():
         raise ValueError("The clip has no frames. Give at least one.")
     for position, frames in enumerate(zip(*frames_of.values(), strict=True)):
-        arrays = [_decode(frame, name, position) for name, frame in zip(clips, frames, strict=True)]
-        sizes = {name: array.shape for name, array in zip(clips, arrays, strict=True) if array is not None}
+        masks = {
+            name: None if frame is None else read(_checked(frame, name, position), name)
+            for name, frame in zip(clips, frames, strict=True)
+        }
+        sizes = {name: mask.shape for name, mask in masks.items() if mask is not None}
         if size is not None:
             sizes["size"] = size
         if len(set(sizes.values())) > 1:
@@ -453,15 +478,12 @@ def _aligned_frames(
                 f"Sizes (H, W) differ in frame {position}: {given}. Bring all masks to the size of the video."
             )
         # Where every mask is absent the size is unknown, and no measure depends on it.
-        size_of_frame = next(iter(sizes.values()), (1, 1))
-        yield [
-            read(np.zeros(size_of_frame, dtype=bool) if array is None else array, name)
-            for name, array in zip(clips, arrays, strict=True)
-        ]
+        nothing = empty(next(iter(sizes.values()), (1, 1)))
+        yield [read(nothing, name) if mask is None else mask for name, mask in masks.items()]
 
 
 def _is_frame(entry: object) -> bool:
-    return entry is None or isinstance(entry, Mapping) or np.ndim(cast(Any, entry)) == 2
+    return entry is None or isinstance(entry, Mapping | PackedMask) or np.ndim(cast(Any, entry)) == 2
 
 
 def _is_list_of_frames(masks: Masks) -> bool:
@@ -487,11 +509,10 @@ def _split(masks: Masks, name: str) -> Sequence[Frame]:
     return [array] if array.ndim == 2 else list(array)
 
 
-def _decode(frame: Frame, name: str, position: int) -> np.ndarray | None:
-    if frame is None:
-        return None
-    if isinstance(frame, Mapping):
-        return decode_mask(cast(RLE, frame))
+def _checked(frame: Frame, name: str, position: int) -> np.ndarray | Mapping | PackedMask:
+    """Return the mask, arrays checked for their form."""
+    if isinstance(frame, Mapping | PackedMask):
+        return frame
     array = np.asarray(frame)
     if array.ndim != 2 or array.size == 0:
         raise ValueError(
@@ -504,8 +525,15 @@ def _decode(frame: Frame, name: str, position: int) -> np.ndarray | None:
     return array
 
 
-def _as_binary(array: np.ndarray, name: str) -> np.ndarray:
+def _as_binary_or_packed(mask: np.ndarray | Mapping | PackedMask, name: str) -> np.ndarray | PackedMask:
+    if isinstance(mask, PackedMask):
+        return mask
+    return pack_rle(cast(RLE, mask)) if isinstance(mask, Mapping) else _as_binary(mask, name)
+
+
+def _as_binary(mask: np.ndarray | Mapping, name: str) -> np.ndarray:
     """Return the mask as bool, refusing anything but 0 and 1."""
+    array = decode_mask(cast(RLE, mask)) if isinstance(mask, Mapping) else mask
     if array.dtype == bool:
         return array
     is_other = (array != 0) & (array != 1)
@@ -517,8 +545,9 @@ def _as_binary(array: np.ndarray, name: str) -> np.ndarray:
     return array.astype(bool)
 
 
-def _as_grey_levels(array: np.ndarray, name: str) -> np.ndarray:
+def _as_grey_levels(mask: np.ndarray | Mapping, name: str) -> np.ndarray:
     """Return the bytes that the released tool saw: predictions are saved as 0/255."""
+    array = decode_mask(cast(RLE, mask)) if isinstance(mask, Mapping) else mask
     if array.dtype == bool:
         return array.astype(np.uint8) * np.uint8(255 if name == "pred" else 1)
     if array.dtype.kind not in "ui" or array.min() < 0 or array.max() > 255:
@@ -529,29 +558,24 @@ def _as_grey_levels(array: np.ndarray, name: str) -> np.ndarray:
     return array.astype(np.uint8)
 
 
-def _merge(objects: Sequence[Masks], size: tuple[int, int], operation: np.ufunc, dtype: type) -> np.ndarray:
-    """Combine the objects' masks frame by frame: `(T, H, W)` of `dtype`."""
+def _as_clips(objects: Sequence[Masks]) -> dict[str, Masks]:
     if not len(objects):
         raise ValueError("`objects` is empty, so the number of frames is unknown. Give at least one object.")
+    return {f"objects[{index}]": masks for index, masks in enumerate(objects)}
+
+
+def _as_size(size: Sequence[int]) -> tuple[int, int]:
     height, width = size
-    clips = {f"objects[{index}]": masks for index, masks in enumerate(objects)}
-    frames = _aligned_frames(clips, _as_binary, (int(height), int(width)))
+    return int(height), int(width)
+
+
+def _merge(objects: Sequence[Masks], size: tuple[int, int], operation: np.ufunc, dtype: type) -> np.ndarray:
+    """Combine the objects' masks frame by frame: `(T, H, W)` of `dtype`."""
+    frames = _aligned_frames(_as_clips(objects), _as_binary, _as_size(size))
     return np.stack([operation.reduce([mask.astype(dtype) for mask in masks], dtype=dtype) for masks in frames])
 
 
-# The measures on 0/1 masks, 64 pixels a word
-
-
-def _pack(mask: np.ndarray) -> np.ndarray:
-    """Pack a mask `(H, W)` to `(H, words)`, uint64: column c is bit c % 64 of word c // 64, the rest is 0."""
-    height, width = mask.shape
-    packed = np.zeros((height, -(-width // 64) * 8), dtype=np.uint8)
-    packed[:, : -(-width // 8)] = np.packbits(mask, axis=1, bitorder="little")
-    return packed.view("<u8")
-
-
-def _count(bits: np.ndarray) -> int:
-    return int(np.bitwise_count(bits).sum(dtype=np.int64))
+# The measures
 
 
 def _ratio(part: int, whole: int) -> float:
@@ -576,17 +600,18 @@ def _mean_of_groups(first: GroupScore | None, second: GroupScore | None) -> Grou
     )
 
 
-def _overlap(pred: np.ndarray, true: np.ndarray) -> tuple[int, int]:
-    """Count the pixels of the intersection and of the union of two packed masks."""
-    return _count(pred & true), _count(pred | true)
+def _overlap(pred: PackedMask, true: PackedMask) -> tuple[int, int]:
+    """Count the pixels of the intersection and of the union."""
+    return count(pred.strips & true.strips), count(pred.strips | true.strips)
 
 
-def _accuracy(intersection: int, union: int, num_pixels: int) -> float:
+def _accuracy(intersection: int, union: int, size: tuple[int, int]) -> float:
+    num_pixels = size[0] * size[1]
     return (num_pixels - (union - intersection)) / num_pixels
 
 
-def _robustness(pred: np.ndarray, true: np.ndarray, foreground: np.ndarray) -> float:
-    return max(0.0, 1 - _count(pred & ~true) / (_count(foreground) + 1e-6))
+def _robustness(pred: PackedMask, true: PackedMask, foreground: PackedMask) -> float:
+    return max(0.0, 1 - count(pred.strips & ~true.strips) / (count(foreground.strips) + 1e-6))
 
 
 def _published_accuracy(pred: np.ndarray, true: np.ndarray) -> float:
@@ -612,74 +637,10 @@ def _radius(size: tuple[int, ...], bound_th: float) -> int:
     return int(bound_th) if bound_th >= 1 else math.ceil(bound_th * float(np.linalg.norm(size)))
 
 
-def _boundary_f(pred: np.ndarray, true: np.ndarray, width: int, radius: int) -> float:
-    """Return F of two packed masks `(H, words)` that are `width` pixels wide."""
-    # 1) cut to the rows and words around both masks: nothing beyond them has a boundary
-    is_used = (pred | true) != 0
-    rows, words = np.flatnonzero(is_used.any(axis=1)), np.flatnonzero(is_used.any(axis=0))
-    if len(rows) == 0:
-        return 1.0
-    top, left = max(rows[0] - 1, 0), max(words[0] - 1, 0)  # a boundary runs one pixel outside on these two sides
-    around = (slice(top, rows[-1] + 2), slice(left, words[-1] + 1))
-    # 2) boundaries, and all that is near them
-    boundaries = _boundary(np.stack([pred[around], true[around]]), width - 64 * int(left))
-    num_pred, num_true = _count(boundaries[0]), _count(boundaries[1])
+def _boundary_f(pred: PackedMask, true: PackedMask, bound_th: float) -> float:
+    radius = _radius(pred.shape, bound_th)
+    matched_pred, num_pred, matched_true, num_true = match_boundaries(pred, true, radius)
     if num_pred == 0 or num_true == 0:
         return float(num_pred == num_true)
-    reach = _dilate(boundaries, radius)
-    # 3) matched pixels
-    precision = _count(boundaries[0] & reach[1]) / num_pred
-    recall = _count(boundaries[1] & reach[0]) / num_true
+    precision, recall = matched_pred / num_pred, matched_true / num_true
     return 0.0 if precision + recall == 0 else 2 * precision * recall / (precision + recall)
-
-
-def _boundary(bits: np.ndarray, width: int) -> np.ndarray:
-    """Return the boundaries of packed masks `(N, rows, words)`: the right, lower or lower right neighbour differs.
-
-    The last column (`width - 1`, if it is in `bits`) has no right neighbour, the last row no lower one.
-    """
-    right = bits >> np.uint64(1)  # the right neighbour of every pixel
-    right[:, :, :-1] |= bits[:, :, 1:] << np.uint64(63)
-    boundary = bits ^ right
-    boundary[:, :-1] |= bits[:, :-1] ^ right[:, 1:]
-    last_word, last_bit = divmod(width - 1, 64)
-    if last_word < bits.shape[2]:
-        boundary[:, :, last_word] &= np.uint64((1 << last_bit) - 1)
-    boundary[:, :-1] |= bits[:, :-1] ^ bits[:, 1:]
-    return boundary
-
-
-def _dilate(maps: np.ndarray, radius: int) -> np.ndarray:
-    """Dilate packed maps `(N, rows, words)` with a disk: all pixels at most `radius` away from a set one.
-
-    The disk is a stack of horizontal bars, 2 * span(dy) + 1 wide in row dy. From the outermost row inwards the bars
-    get wider; each is made from the one before.
-    """
-    num_maps, num_rows, num_words = maps.shape
-    # Zeros to the right of and below each map take up what is shifted out of it: every shift is one flat slice.
-    padded = np.zeros((num_maps, num_rows + radius, num_words + -(-radius // 64)), dtype=np.uint64)
-    padded[:, :num_rows, :num_words] = maps
-    bars = padded.reshape(-1)
-    dilated = np.zeros_like(bars)
-    span = 0
-    for dy in range(radius, 0, -1):
-        bars, span = _widen(bars, span, math.isqrt(radius**2 - dy**2))
-        offset = dy * padded.shape[2]
-        dilated[offset:] |= bars[:-offset]
-        dilated[:-offset] |= bars[offset:]
-    bars, span = _widen(bars, span, radius)
-    dilated |= bars
-    return dilated.reshape(padded.shape)[:, :num_rows, :num_words]
-
-
-def _widen(bars: np.ndarray, span: int, wanted: int) -> tuple[np.ndarray, int]:
-    """Widen bars of `span` pixels to either side, in packed words `(L,)`, to `wanted` pixels; return them and that."""
-    while span < wanted:
-        step = min(wanted - span, 2 * span + 1, 63)  # a longer step would leave holes, or reach beyond the next word
-        near, far = np.uint64(step), np.uint64(64 - step)
-        widened = bars | (bars << near)
-        widened |= bars >> near
-        widened[1:] |= bars[:-1] >> far
-        widened[:-1] |= bars[1:] << far
-        bars, span = widened, span + step
-    return bars, span
