@@ -199,3 +199,23 @@ def test_runs_of_length_0_change_nothing() -> None:
     rle = {"size": [3, 2], "counts": "020O3"}
     assert np.array_equal(decode_mask(rle), np.array([[1, 0], [1, 0], [1, 0]], bool))
     assert mask_area(rle) == 3
+
+
+def test_runs_that_only_add_up_when_numbers_wrap_around_are_refused():
+    def number(value):
+        text, more = "", True
+        while more:
+            group = value & 0x1F
+            value >>= 5
+            more = not ((value == 0 and not group & 0x10) or (value == -1 and group & 0x10))
+            text += chr(48 + group + (0x20 if more else 0))
+        return text
+
+    # Runs that grow by `step`, twice each, and a last one that makes their sum 2**64 + 6.
+    count = 2**16
+    step = 2**64 // (count * (count + 1))
+    rest = 2**64 + 6 - step * count * (count + 1)
+    counts = number(0) + number(step) * (2 * count - 1) + number(step + rest)
+    for read in (mask_area, decode_mask):
+        with pytest.raises(ValueError, match="fill 18446744073709551616 pixels, but its size .* has 6"):
+            read({"size": [2, 3], "counts": counts})

@@ -178,9 +178,11 @@ def _checked_runs(rle: RLE) -> np.ndarray:
     """Return the run lengths, which fill the mask exactly; background first, int64."""
     height, width = _checked_size(rle)
     runs = _run_lengths(rle["counts"])
-    if runs.sum() != height * width:
+    # In floating point: int64 would wrap around for runs made to add up to the right number.
+    num_filled = runs.sum(dtype=np.float64)
+    if num_filled != height * width:
         raise ValueError(
-            f"The mask's `counts` fill {runs.sum()} pixels, but its size {[height, width]} has {height * width}. "
+            f"The mask's `counts` fill {num_filled:.0f} pixels, but its size {[height, width]} has {height * width}. "
             "The mask is damaged or of another size."
         )
     return runs

@@ -1,18 +1,12 @@
 """Small hand-made folders in the layouts in which the image sets are published, and a way to read them back."""
 
 import json
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
-from datasets.exceptions import DatasetGenerationError
 from PIL import Image
 
-from visa_hf.datasets_scripts import AnnotationError
 from visa_hf.rle import decode_mask
 
 
@@ -69,14 +63,3 @@ def masks(builder_class: type, config: str, root: Path, cache: Path, split: str 
         assert row["anno_id"] not in found
         found[row["anno_id"]] = None if rle is None else decode_mask(rle)
     return found
-
-
-@contextmanager
-def refused(match: str) -> Iterator[None]:
-    """Expect an `AnnotationError` with that text, as it is or as the cause of what `datasets` raises."""
-    with pytest.raises((AnnotationError, DatasetGenerationError)) as caught:
-        yield
-    error: BaseException | None = caught.value
-    while error is not None and not isinstance(error, AnnotationError):
-        error = error.__cause__
-    assert error is not None and re.search(match, str(error)), str(error or caught.value)

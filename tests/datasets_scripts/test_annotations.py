@@ -20,28 +20,17 @@ from visa_hf.datasets_scripts.annotations import (
     check_masks,
     check_relative,
     check_rle,
+    check_text,
     fingerprint,
     iter_json_array,
-    iter_json_items,
-    iter_json_lines,
     load_restricted_pickle,
     locate_json_items,
+    locate_json_members,
     natural_key,
     read_json,
 )
 from visa_hf.datasets_scripts.mask_checks import all_fill
 from visa_hf.rle import encode_mask, mask_area
-
-
-@pytest.fixture(params=["ijson", "plain"])
-def reader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Both ways of streaming, the plain one with a window so small that everything is cut by it."""
-    if request.param == "ijson":
-        pytest.importorskip("ijson")
-    else:
-        monkeypatch.setattr(json_stream, "find_spec", lambda name: None)
-        monkeypatch.setattr(json_stream, "_CHUNK", 3)
-    return request.param
 
 
 def write(path: Path, text: str | bytes) -> Path:
@@ -57,34 +46,43 @@ VALUES = {
 }
 
 
-@pytest.mark.parametrize("indent", [None, 2])
-@pytest.mark.parametrize("ascii_only", [True, False])
-def test_streaming_gives_what_json_gives(tmp_path: Path, reader: str, indent: int | None, ascii_only: bool) -> None:
-    text = json.dumps(VALUES, indent=indent, ensure_ascii=ascii_only)
-    assert dict(iter_json_items(write(tmp_path / "a.json", text))) == VALUES
-    wrapped = json.dumps({"info": [1, {"x": 2}], "videos": {"deep": VALUES}, "more": 0}, ensure_ascii=ascii_only)
-    assert dict(iter_json_items(write(tmp_path / "b.json", wrapped), "videos.deep")) == VALUES
-    items = list(VALUES.values())
-    assert list(iter_json_array(write(tmp_path / "c.json", json.dumps(items, indent=indent)))) == items
+@pytest.fixture(params=[1, 3, 1 << 20])
+def chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Windows so small that everything is cut by them, and one that holds all."""
+    monkeypatch.setattr(json_stream, "_CHUNK", request.param)
+    return request.param
 
 
-@pytest.mark.parametrize("chunk", [1, 3, 1 << 20])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
 @pytest.mark.parametrize("ascii_only", [True, False])
-def test_located_bytes_hold_the_values(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int, ascii_only: bool
+def test_streaming_gives_what_json_gives_and_where_it_lies(
+    tmp_path: Path, chunk: int, ascii_only: bool, end: bytes, mark: bytes
 ) -> None:
-    monkeypatch.setattr(json_stream, "_CHUNK", chunk)
-    text = json.dumps(VALUES, ensure_ascii=ascii_only, indent=1).encode()
-    for path in (write(tmp_path / "a", text), write(tmp_path / "b", text.replace(b"\n", b"\r\n"))):
-        found = list(locate_json_items(path))
-        assert [key for key, _, _ in found] == list(VALUES)
-        for key, _, (start, end) in found:
-            assert json.loads(path.read_bytes()[start:end]) == VALUES[key]
+    def text(value: Any) -> bytes:
+        return mark + json.dumps(value, ensure_ascii=ascii_only, indent=1).encode().replace(b"\n", end)
+
+    items = list(VALUES.values())
+    path = write(tmp_path / "a", text(VALUES))
+    found = list(locate_json_items(path))
+    assert {key: value for key, value, _ in found} == VALUES
+    for key, _, (start, stop) in found:
+        assert json.loads(path.read_bytes()[start:stop]) == VALUES[key]
+    path = write(tmp_path / "b", text({"info": {"x": [2]}, "é": items, "none": [], "n": 3}))
+    members = list(locate_json_members(path))
+    assert [(key, value) for key, value, _ in members] == [
+        ("é", None),
+        *[("é", item) for item in items],
+        ("none", None),
+    ]
+    for _, value, (start, stop) in members[1:-1]:
+        assert json.loads(path.read_bytes()[start:stop]) == value
+    assert list(iter_json_array(write(tmp_path / "c", text(items)))) == items
 
 
-def test_empty_objects_and_arrays_have_no_items(tmp_path: Path, reader: str) -> None:
-    assert list(iter_json_items(write(tmp_path / "a", " {} \n"))) == []
-    assert list(iter_json_items(write(tmp_path / "a", '{"videos": {}}'), "videos")) == []
+def test_empty_objects_and_arrays_have_no_items(tmp_path: Path, chunk: int) -> None:
+    assert list(locate_json_items(write(tmp_path / "a", " {} \n"))) == []
+    assert list(locate_json_members(write(tmp_path / "a", "{}"))) == []
     assert list(iter_json_array(write(tmp_path / "a", "[]"))) == []
 
 
@@ -106,42 +104,66 @@ BROKEN = [
 
 
 @pytest.mark.parametrize(("text", "message"), BROKEN)
-def test_broken_json_is_refused_with_the_file(tmp_path: Path, reader: str, text: str, message: str) -> None:
+def test_broken_json_is_refused_with_the_file(tmp_path: Path, chunk: int, text: str, message: str) -> None:
     path = write(tmp_path / "bad.json", text)
-    for read in (iter_json_items, locate_json_items):
+    for read in (locate_json_items, locate_json_members):
         with pytest.raises(AnnotationError, match=f"bad.json: .*({message})"):
             list(read(path))
 
 
 @pytest.mark.parametrize("text", ['{"a": [1]}', "[1, 2", "[1,]", "[1] 2", "[1 2]", "nothing"])
-def test_broken_arrays_are_refused(tmp_path: Path, reader: str, text: str) -> None:
+def test_broken_arrays_are_refused(tmp_path: Path, chunk: int, text: str) -> None:
     with pytest.raises(AnnotationError, match=r"bad.json: .*JSON"):
         list(iter_json_array(write(tmp_path / "bad.json", text)))
 
 
-def test_a_missing_place_is_refused(tmp_path: Path, reader: str) -> None:
-    path = write(tmp_path / "a.json", '{"images": {"x": 1}, "videos": [1]}')
-    with pytest.raises(AnnotationError, match="has no `annotations`"):
-        list(iter_json_items(path, "annotations"))
-    with pytest.raises(AnnotationError, match="holds no JSON object at `videos`"):
-        list(iter_json_items(path, "videos"))
+def test_one_key_written_in_two_ways_occurs_twice(tmp_path: Path) -> None:
+    with pytest.raises(AnnotationError, match="the key 'é' occurs twice"):
+        list(locate_json_items(write(tmp_path / "a.json", '{"é": 1, "\\u00e9": 2}')))
 
 
-def test_bytes_that_are_no_text_are_refused(tmp_path: Path, reader: str) -> None:
-    path = write(tmp_path / "a.json", b'{"a": "\xff\xfe"}')
-    for read in (iter_json_items, read_json):
-        with pytest.raises(AnnotationError, match="a.json: "):
+@pytest.mark.parametrize(
+    ("value", "message"), [("[" * 300_000 + "]" * 300_000, "nested too deeply"), ("9" * 5000, "5000 digits")]
+)
+def test_values_made_to_break_a_reader_are_refused(tmp_path: Path, value: str, message: str) -> None:
+    path = write(tmp_path / "a.json", f'{{"a": [{value}]}}')
+    array = write(tmp_path / "b.json", f"[{value}]")
+    for read in (
+        read_json,
+        lambda file: list(locate_json_items(file)),
+        lambda file: list(locate_json_members(file)),
+        lambda file: list(iter_json_array(array)),
+    ):
+        with pytest.raises(AnnotationError, match=message):
+            read(path)
+
+
+def test_bytes_that_are_no_text_are_refused(tmp_path: Path, chunk: int) -> None:
+    path = write(tmp_path / "a.json", b'{"a": ["\xff\xfe"]}')
+    for read in (locate_json_items, locate_json_members, read_json):
+        with pytest.raises(AnnotationError, match="a.json: is not UTF-8 text"):
             collections.deque(read(path), maxlen=0)
-    path = write(tmp_path / "a.jsonl", b'{"a": 1}\n"\xff"\n')
-    with pytest.raises(AnnotationError, match="a.jsonl, line 2: is not UTF-8"):
-        list(iter_json_lines(path))
 
 
 def test_values_larger_than_the_window_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(json_stream, "find_spec", lambda name: None)
     monkeypatch.setattr(json_stream, "_CHUNK", 64)
     value = {str(number): "x" * number for number in range(300)}
-    assert dict(iter_json_items(write(tmp_path / "a", json.dumps({"a": value})))) == {"a": value}
+    assert [item[1] for item in locate_json_items(write(tmp_path / "a", json.dumps({"a": value})))] == [value]
+
+
+def test_what_an_error_shows_is_short_and_quick() -> None:
+    bomb: Any = ["lol"]
+    for _ in range(60):
+        bomb = [bomb, bomb]
+    deep: Any = []
+    for _ in range(5000):
+        deep = [deep]
+    for value in (bomb, deep, {"a": bomb}, ["x"] * 10**6, "x" * 10**6, np.zeros(10**6), 10**5000, [10**5000]):
+        with pytest.raises(AnnotationError) as caught:
+            check_id([value], "anno_id", file="a.json", video="v" * 9999)
+        assert len(str(caught.value)) < 700
+    with pytest.raises(AnnotationError, match="`exp` is 12; text is needed"):
+        check_text(12, "exp")
 
 
 def test_read_json_tells_where(tmp_path: Path) -> None:
@@ -152,18 +174,6 @@ def test_read_json_tells_where(tmp_path: Path) -> None:
     with pytest.raises(AnnotationError, match="nested too deeply"):
         read_json(write(tmp_path / "a.json", "[" * 100_000))
     assert read_json(write(tmp_path / "a.json", "\ufeff[1]")) == [1]
-
-
-def test_json_lines_have_numbers(tmp_path: Path) -> None:
-    assert list(iter_json_lines(write(tmp_path / "a", '{"a": 1}\r\n\n "b\u2028c" \n[]'))) == [
-        (1, {"a": 1}),
-        (3, "b\u2028c"),
-        (4, []),
-    ]
-    with pytest.raises(AnnotationError, match="a.jsonl, line 2: is not valid JSON"):
-        list(iter_json_lines(write(tmp_path / "a.jsonl", "1\n{\n")))
-    with pytest.raises(AnnotationError, match="line 1: the key 'a' occurs twice"):
-        list(iter_json_lines(write(tmp_path / "a.jsonl", '{"a": 1, "a": 1}')))
 
 
 def test_an_error_names_its_place() -> None:
@@ -198,6 +208,7 @@ def test_ids_become_text() -> None:
 
 def test_natural_order_counts() -> None:
     assert sorted(["f10", "f2", "f1a"], key=natural_key) == ["f1a", "f2", "f10"]
+    assert sorted(["9" * 5000, "²", "10", "009", "a", ""], key=natural_key) == ["", "009", "10", "9" * 5000, "a", "²"]
 
 
 MASK = np.zeros((5, 7), dtype=np.bool_)
@@ -226,6 +237,33 @@ def test_masks_become_plain_run_lengths() -> None:
 def test_wrong_masks_are_refused_with_the_frame(rle: Any, message: str) -> None:
     with pytest.raises(AnnotationError, match=f"m.json, video 'v', annotation '3', frame 'b': .*{message}"):
         check_masks([None, rle], ["a", "b"], 5, 7, file="m.json", video="v", annotation="3")
+
+
+def _written(numbers: list[int]) -> str:
+    """COCO's characters for numbers, by the definition of the format."""
+    text = ""
+    for number in numbers:
+        while True:
+            group, number = number & 0x1F, number >> 5
+            is_last = number == (-1 if group & 0x10 else 0)
+            text += chr(48 + (group if is_last else group | 0x20))
+            if is_last:
+                break
+    return text
+
+
+def test_runs_whose_sum_wraps_around_are_refused() -> None:
+    """Together they have 2**64 pixels more than the frame, which 64 bits cannot tell from the right number."""
+    step, half = 2**33, 2**15
+    up_and_down = [step] * (2 * half) + [-step] * (2 * half)  # each run the difference to the one two before
+    runs, numbers = [0, step, step], up_and_down[2:]
+    for number in numbers:
+        runs.append(runs[-2] + number)
+    assert min(runs) >= 0 and sum(runs) == 2 * step * half**2 == 2**64
+    rle = {"size": [5, 7], "counts": _written([35, step, step, *numbers])}
+    assert not all_fill([rle], 5, 7)
+    with pytest.raises(AnnotationError, match="m.json, video 'v', frame 'b': .*longer than the frame"):
+        check_masks([None, rle], ["a", "b"], 5, 7, file="m.json", video="v")
 
 
 def test_checking_many_masks_at_once_agrees_with_one_by_one() -> None:
@@ -356,6 +394,12 @@ CRAFTED: dict[str, bytes] = {
     "empty": b"",
     "persistent": b"Pabc\n.",
     "stack": b"R.",
+    "bytes by number": b"c__builtin__\nbytes\n(I1000000000000\ntR.",
+    "bytes by a numpy number": b"c__builtin__\nbytearray\n(cnumpy._core.multiarray\nscalar\n"
+    b"(cnumpy\ndtype\n(S'i8'\ntRS'AAAAAAAA'\ntRtR.",
+    "empty strings by number": b"cnumpy._core.numeric\n_frombuffer\n"
+    b"(C\x00cnumpy\ndtype\n(S'S0'\ntR(I1000000000000\ntS'C'\ntR.",
+    "text of a list": b"c__builtin__\nunicode\n((lp0\ng0\natR.",
     "codec": b"c_codecs\nencode\n(Vabc\nVzlib_codec\ntR.",
 }
 
@@ -417,6 +461,25 @@ def test_a_fingerprint_of_images_sees_their_coming_and_going(tmp_path: Path) -> 
     write(tmp_path / "images" / "v" / "0.jpg", "1")
     full = fingerprint([], root=tmp_path, image_folders=[tmp_path / "images"])
     assert len({empty, full, fingerprint([], image_folders=[tmp_path / "nothing"])}) == 3
+
+
+def test_a_fingerprint_looks_behind_links(tmp_path: Path) -> None:
+    """Folders of frames are often links to another disk; one that leads back is no trap."""
+    (tmp_path / "images").mkdir()
+    (tmp_path / "disk" / "v").mkdir(parents=True)
+    (tmp_path / "images" / "v").symlink_to(tmp_path / "disk" / "v")
+    (tmp_path / "disk" / "v" / "back").symlink_to(tmp_path / "images")
+
+    def state() -> str:
+        return fingerprint([tmp_path / "images"], root=tmp_path, image_folders=[tmp_path / "images"])
+
+    states = [state(), state()]
+    write(tmp_path / "disk" / "v" / "0.jpg", "1")
+    states.append(fingerprint([], root=tmp_path, image_folders=[tmp_path / "images"]))
+    states += [state(), fingerprint([tmp_path / "images"], root=tmp_path)]
+    write(tmp_path / "disk" / "v" / "0.jpg", "22")
+    states.append(fingerprint([tmp_path / "images"], root=tmp_path))
+    assert states[0] == states[1] and len(set(states)) == 5
 
 
 def test_a_new_version_of_the_code_is_a_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

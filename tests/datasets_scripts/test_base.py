@@ -84,7 +84,7 @@ def test_skipped_rows_are_told_once(
     told = [record.getMessage() for record in caplog.records if record.name == "visa_hf.datasets_scripts.base"]
     assert len(told) == 1
     assert told[0].startswith("LinesBuilder: 7 rows were left out") and told[0].endswith("... and 2 more")
-    assert told[0].count("is bad.") == 5
+    assert told[0].count("\nlines.txt: 'train bad") == 5
 
 
 def test_streaming_does_not_tell_of_thousands(root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -115,6 +115,7 @@ def test_the_cache_knows_class_folder_file_and_options(root: Path, tmp_path: Pat
     first = place()
     assert place(folder=f"{root}/../{root.name}/") == first
     assert place(folder=os.path.relpath(root)) == first
+    assert place(on_error="raise") == first, "the default, given or not"
     others = [place(OtherBuilder), place(on_error="skip")]
     (root / "lines.txt").write_text("train 9\n")
     others.append(place())

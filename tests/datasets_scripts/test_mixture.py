@@ -200,7 +200,7 @@ def test_a_sample_depends_on_seed_and_draw_alone(sources: dict[str, Source]) -> 
     assert [described(other[draw]) for draw in range(30)] != forward
 
 
-@pytest.mark.parametrize(("workers", "method"), [(0, None), (1, "fork"), (2, "fork"), (2, "spawn")])
+@pytest.mark.parametrize(("workers", "method"), [(0, None), (1, "fork"), (2, "fork"), (1, "spawn")])
 def test_workers_change_nothing(sources: dict[str, Source], workers: int, method: str | None) -> None:
     samples = TrainingSamples(sources, {"clips": 3, "talk": 1}, 5, 16)
     expected = {draw: described(samples[draw]) for draw in range(16)}

@@ -107,15 +107,20 @@ def test_an_empty_mask_is_none_whatever_its_form(empty, tmp_path):
     assert read_mask(empty, SIZE, tmp_path) is None
 
 
-def grey_of_2_bits(path):
+def write_png(path, width, height, num_bits, rows):
+    """A grey PNG whose header need not be true."""
+
     def chunk(kind, body):
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
-    rows = b"".join(b"\0" + bytes(24) for _ in range(64))
-    header = struct.pack(">IIBBBBB", 96, 64, 2, 0, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, num_bits, 0, 0, 0, 0)
     path.write_bytes(
         b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
     )
+
+
+def grey_of_2_bits(path):
+    write_png(path, 96, 64, 2, b"".join(b"\0" + bytes(24) for _ in range(64)))
 
 
 @pytest.mark.parametrize(
@@ -239,6 +244,46 @@ def test_the_frames_named_are_those_of_the_video(data, tmp_path_factory):
         assert [read_code(frame) for frame in store.read(row["frames"])] == list(numbers)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"video": ', "line 1: the line is not JSON"),
+        ("[" * 100_000, "line 1: the line is nested too deeply"),
+        ('{"video": "stills/a.jpg", "expression": "x", "masks": [1]}', "`masks` is of type list"),
+        ("", "train.jsonl: the file is empty"),
+    ],
+)
+def test_masks_too_say_what_is_wrong_with_the_only_line(tmp_path, text, message):
+    (tmp_path / "train.jsonl").write_text(text)
+    (tmp_path / "stills").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "stills/a.jpg")
+    with refused(message):
+        own(tmp_path, "masks", tmp_path / "cache")
+
+
+def test_images_made_to_fill_the_memory_are_refused(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg")
+    write_png(tmp_path / "huge.png", 60_000, 60_000, 8, b"")
+    write_lines(
+        tmp_path,
+        [
+            {"video": "huge.png", "expression": "x", "masks": {"0": None}},
+            {"video": "a.jpg", "expression": "y", "masks": {"0": "huge.png"}},
+            {"video": "a.jpg", "expression": "z", "masks": {"0": [[10**400, 1, 2, 3, 4, 5]]}},
+        ],
+    )
+    first, second, third = check_own_data(tmp_path)
+    assert "3600000000 pixels" in first.message and "3600000000 pixels" in second.message
+    assert "outside the frame" in third.message
+
+
+def test_a_link_that_leads_nowhere_is_told_like_any_missing_file(tmp_path):
+    (tmp_path / "a.jpg").symlink_to(tmp_path / "a.jpg")
+    write_lines(tmp_path, [{"video": "a.jpg", "expression": "x", "masks": {"0": None}}])
+    with refused("line 1, video 'a.jpg', expression '0': there is no video at `a.jpg`"):
+        own(tmp_path, "expressions", tmp_path / "cache")
+
+
 def test_a_changed_line_mask_or_frame_is_read_again(data, tmp_path_factory):
     cache = tmp_path_factory.mktemp("cache")
     save_png(data / "mask.png", BOX.astype(np.uint8))
@@ -274,14 +319,14 @@ def test_training_takes_its_targets_from_annotated_frames_alone(data, tmp_path):
 def test_the_builder_refuses_what_the_check_lists_and_can_skip_it(data, tmp_path_factory, caplog):
     cache = tmp_path_factory.mktemp("cache")
     write_lines(data, [line(), line(expression="late", masks={"12": None, "0": 5}), line(expression="third")])
-    text = r"train.jsonl, line 2: frame 12 is beyond the video, which has 12 frames, numbered from 0. \(1 more"
+    text = r"train.jsonl, line 2, video 'clip.mp4', expression '1': frame 12 is beyond the video, .* from 0. \(1 more"
     with refused(text):
         own(data, "masks", cache)
     rows = own(data, "expressions", cache, on_error="skip")
     # The line that is left out keeps its number: ids do not depend on what else is in order.
     assert rows["expression_id"] == ["0", "2"]
     assert rows["anno_ids"] == [[name] for name in own(data, "masks", cache, on_error="skip")["anno_id"]]
-    assert "1 rows were left out" in caplog.text and "line 2: frame 12" in caplog.text
+    assert "1 rows were left out" in caplog.text and "expression '1': frame 12" in caplog.text
 
 
 def test_a_folder_without_lines_is_refused(tmp_path):

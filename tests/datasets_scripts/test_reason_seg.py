@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.datasets_scripts.image_trees import masks, prepare, refused, rows, write_image, write_json
+from tests.datasets_scripts.image_trees import masks, prepare, rows, write_image, write_json
+from tests.datasets_scripts.prepared import refused
 from visa_hf.datasets_scripts import ReasonSeg
 from visa_hf.datasets_scripts.reason_seg import draw_regions, read_annotation
 
@@ -171,7 +172,7 @@ def test_a_damaged_annotation_is_refused_or_skipped(tree, tmp_path, change, mess
 def test_broken_json_and_missing_files_are_named(tree, tmp_path):
     folder = tree / "reason_seg/ReasonSeg/train"
     (folder / "a.json").write_text('{"text": ["x"')
-    with refused("a.json: is not valid JSON"):
+    with refused("a.json, line 1: is not valid JSON"):
         prepare(ReasonSeg, "masks", tree, tmp_path / "cache")
     (folder / "a.json").unlink()
     with refused("a.json: the image .*a.jpg has no annotation"):

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco
 
-from tests.datasets_scripts.image_trees import masks, prepare, python2_pickle, refused, rows, write_image, write_json
+from tests.datasets_scripts.image_trees import masks, prepare, python2_pickle, rows, write_image, write_json
+from tests.datasets_scripts.prepared import refused
 from visa_hf.datasets_scripts import ReferSeg
 from visa_hf.rle import encode_mask
 

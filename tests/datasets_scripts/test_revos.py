@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.datasets_scripts.trees import (
     FRAMES,
@@ -23,6 +24,8 @@ from tests.datasets_scripts.trees import (
     write_revos,
 )
 from visa_hf.datasets_scripts import AnnotationError, ReVOS, mask_files
+from visa_hf.datasets_scripts.frame_store import FrameStore
+from visa_hf.datasets_scripts.image_files import image_size
 from visa_hf.rle import decode_mask, encode_mask
 
 Prepare = Callable[..., ReVOS]
@@ -172,6 +175,10 @@ def _rename(videos: Any, new: str) -> None:
 
 
 BAD_LISTS: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "digits that are none": (
+        lambda v: v["still"].update(frames=["²", "1"]),
+        "`frames` are not in time order",
+    ),
     "absolute": (lambda v: _rename(v, "/etc"), r"video '/etc': the path '/etc' is refused"),
     "upwards": (lambda v: _rename(v, "a/../../b"), r"the path 'a/../../b' is refused"),
     "frame upwards": (
@@ -314,6 +321,27 @@ def test_frames_of_several_sizes_are_refused(root: Path, prepare: Prepare) -> No
     (root / "JPEGImages/birds/00002.jpg").write_bytes((root / "JPEGImages/birds/00002.jpg").read_bytes()[:20])
     with pytest.raises(AnnotationError, match=r"frame 'JPEGImages/birds/00002.jpg': the image cannot be read"):
         prepare(root, "videos")
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_sizes_and_masks_are_those_of_the_upright_picture(
+    root: Path, prepare: Prepare, tmp_path: Path, orientation: int
+) -> None:
+    """Builders, the other sets' reader of sizes, and the store that decodes frames follow one rule."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = SIZE if orientation < 5 else SIZE[::-1]
+    frame = "JPEGImages/birds/00000.jpg"
+    for suffix in ("jpg", "png"):
+        name = f"JPEGImages/birds/x.{suffix}"
+        Image.new("RGB", (stored[1], stored[0])).save(root / name, exif=exif)
+        assert image_size(root, name) == SIZE
+        assert FrameStore(root).read([name])[0].shape == (*SIZE, 3)
+    for name in FRAMES:
+        shutil.copy(root / "JPEGImages/birds/x.jpg", root / f"JPEGImages/birds/{name}.jpg")
+    row = prepare(root, "videos").as_dataset(split="valid")[0]
+    assert (row["height"], row["width"]) == FrameStore(root).read([frame])[0].shape[:2] == SIZE
+    assert prepare(root, "masks").as_dataset(split="valid").num_rows == 1
 
 
 def test_masks_are_never_all_in_memory(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

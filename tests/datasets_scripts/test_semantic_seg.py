@@ -5,7 +5,8 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco
 
-from tests.datasets_scripts.image_trees import masks, prepare, refused, rows, write_image, write_json, write_labels
+from tests.datasets_scripts.image_trees import masks, prepare, rows, write_image, write_json, write_labels
+from tests.datasets_scripts.prepared import refused
 from visa_hf.datasets_scripts import ADE20K, PACOLVIS, COCOStuff, Mapillary, PascalPart
 from visa_hf.datasets_scripts.class_names import ADE20K_CLASSES, COCO_STUFF_CLASSES
 from visa_hf.datasets_scripts.part_annotations import part_query

@@ -1,7 +1,7 @@
 """Readers of annotation files, and the checks that nothing wrong gets past them.
 
-Files of several hundred megabytes are streamed: with `ijson` where it is installed, else with the standard library.
-Pickles are read by an unpickler that knows containers, text, numbers and numpy arrays, and can call nothing else.
+Files of several hundred megabytes are streamed. Pickles are read by an unpickler that knows containers, text, numbers
+and numpy arrays, and can call nothing else.
 Every error names the file and, where known, line, video, expression and frame. No data set's layout is known here.
 """
 
@@ -10,18 +10,20 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 from visa_hf.rle import RLE, mask_area
 
-from .json_stream import JSONStreamError, locate_items, stream_array, stream_items
+from .brief import brief
+from .json_stream import JSONStreamError, Span, locate_items, locate_members, stream_array
 from .mask_checks import all_fill
 from .restricted_pickle import RestrictedPickleError, load_restricted
 
 # Part of every fingerprint: raise it when the rows that a builder makes of the same files change.
-_CODE_VERSION = "1"
+_CODE_VERSION = "2"
 
 # In a path: a drive of Windows at its start, a backslash, a NUL.
 _REFUSED = re.compile(r"\A[A-Za-z]:|[\\\0]")
@@ -46,35 +48,32 @@ class AnnotationError(ValueError):
         places = [] if file is None else [str(file)]
         places += [] if line is None else [f"line {line}"]
         named = {"video": video, "expression": expression, "annotation": annotation, "frame": frame}
-        places += [f"{name} {value!r}" for name, value in named.items() if value is not None]
+        places += [f"{name} {brief(value)}" for name, value in named.items() if value is not None]
         return cls(f"{', '.join(places)}: {message}" if places else message)
 
 
-def iter_json_items(path: str | Path, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the keys and values of a big JSON object, one after the other; one value at a time is in memory.
+def locate_json_items(path: str | Path) -> Iterator[tuple[str, Any, Span]]:
+    """Yield the keys and values of a big JSON object, and where each value lies: its first byte, and its last + 1.
 
-    Args:
-        prefix: which object, as keys joined by dots: `""` the whole file, `"videos"` the value of that key.
-
-    Raises:
-        AnnotationError: the JSON is broken (found when the place is reached), a key occurs twice, no such object.
-    """
-    try:
-        yield from stream_items(path, prefix)
-    except JSONStreamError as error:
-        raise AnnotationError.at(str(error), file=path) from error
-
-
-def locate_json_items(path: str | Path) -> Iterator[tuple[str, Any, tuple[int, int]]]:
-    """As `iter_json_items` of a whole file, and where each value lies: first byte, and the one behind the last.
+    One value at a time is in memory, and its bytes are a JSON text that can be read again without the others.
 
     Raises:
-        AnnotationError: as `iter_json_items`.
+        AnnotationError: the JSON is broken (found when the place is reached) or no object, or a key occurs twice.
     """
-    try:
+    with _naming(path):
         yield from locate_items(path)
-    except JSONStreamError as error:
-        raise AnnotationError.at(str(error), file=path) from error
+
+
+def locate_json_members(path: str | Path) -> Iterator[tuple[str, Any, Span]]:
+    """Yield the members of all lists of a big JSON object, as `locate_json_items` does items.
+
+    A list is announced by a member `None` that lies nowhere, so that an empty one is seen too.
+
+    Raises:
+        AnnotationError: as `locate_json_items`.
+    """
+    with _naming(path):
+        yield from locate_members(path)
 
 
 def iter_json_array(path: str | Path) -> Iterator[Any]:
@@ -83,8 +82,14 @@ def iter_json_array(path: str | Path) -> Iterator[Any]:
     Raises:
         AnnotationError: the JSON is broken (found when the place is reached) or no array.
     """
-    try:
+    with _naming(path):
         yield from stream_array(path)
+
+
+@contextmanager
+def _naming(path: str | Path) -> Iterator[None]:
+    try:
+        yield
     except JSONStreamError as error:
         raise AnnotationError.at(str(error), file=path) from error
 
@@ -99,23 +104,7 @@ def read_json(path: str | Path) -> Any:
         text = Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise AnnotationError.at(f"is not UTF-8 text ({error}).", file=path) from error
-    return _parse(text, file=path)
-
-
-def iter_json_lines(path: str | Path) -> Iterator[tuple[int, Any]]:
-    """Yield line number (from 1) and value of each line that is not blank.
-
-    Raises:
-        AnnotationError: a line is broken JSON, or a key occurs twice in an object.
-    """
-    with open(path, "rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise AnnotationError.at(f"is not UTF-8 text ({error}).", file=path, line=number) from error
-            if text.strip():
-                yield number, _parse(text, file=path, line=number)
+    return parse_json(text, path)
 
 
 def load_restricted_pickle(path: str | Path) -> Any:
@@ -139,7 +128,7 @@ def check_relative(path: Any, **where: Any) -> str:
         AnnotationError: it is absolute, has `..`, a drive, a backslash or a NUL, or is empty or no text.
     """
     if not isinstance(path, str):
-        raise AnnotationError.at(f"the path {path!r} is not text.", **where)
+        raise AnnotationError.at(f"the path {brief(path)} is not text.", **where)
     parts = path.split("/")
     is_inside = (
         path.strip() != ""
@@ -150,7 +139,7 @@ def check_relative(path: Any, **where: Any) -> str:
     )
     if not is_inside:
         raise AnnotationError.at(
-            f"the path {path!r} is refused: a path inside the data folder is needed, relative, with `/` and "
+            f"the path {brief(path)} is refused: a path inside the data folder is needed, relative, with `/` and "
             "without `..`.",
             **where,
         )
@@ -164,11 +153,11 @@ def check_text(value: Any, name: str, **where: Any) -> str:
         AnnotationError: it is something else.
     """
     if not isinstance(value, str) or not value.strip():
-        raise AnnotationError.at(f"`{name}` is {value!r}; text is needed.", **where)
+        raise AnnotationError.at(f"`{name}` is {brief(value)}; text is needed.", **where)
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise AnnotationError.at(f"`{name}` is {value!r}, which is not valid Unicode.", **where) from error
+        raise AnnotationError.at(f"`{name}` is {brief(value)}, which is not valid Unicode.", **where) from error
     return value
 
 
@@ -193,16 +182,18 @@ def check_rle(rle: Any, height: int, width: int, **where: Any) -> RLE:
         AnnotationError: another size than (`height`, `width`), or damaged.
     """
     if not isinstance(rle, dict) or not {"size", "counts"} <= set(rle):
-        raise AnnotationError.at(f"the mask is {_short(rle)}; a dict with `size` and `counts` is needed.", **where)
+        raise AnnotationError.at(f"the mask is {brief(rle)}; a dict with `size` and `counts` is needed.", **where)
     checked: RLE = _plain_rle(rle)
     if checked["size"] != [height, width]:
         raise AnnotationError.at(
-            f"the mask has size {_short(checked['size'])} (H, W), but the frame has [{height}, {width}].", **where
+            f"the mask has size {brief(checked['size'])} (H, W), but the frame has [{height}, {width}].", **where
         )
     try:
         mask_area(checked)
     except (TypeError, ValueError) as error:
         raise AnnotationError.at(str(error), **where) from error
+    if not all_fill([checked], height, width):  # a sum of huge runs can wrap around to the right number
+        raise AnnotationError.at("the mask has a run that is longer than the frame: it is damaged.", **where)
     return checked
 
 
@@ -216,7 +207,7 @@ def check_masks(rles: Any, frames: Sequence[str], height: int, width: int, **whe
         AnnotationError: not one entry per frame, or an entry is neither null nor a mask of the frame's size.
     """
     if not isinstance(rles, list | tuple):
-        raise AnnotationError.at(f"the masks are {_short(rles)}; a list, one entry per frame, is needed.", **where)
+        raise AnnotationError.at(f"the masks are {brief(rles)}; a list, one entry per frame, is needed.", **where)
     if len(rles) != len(frames):
         raise AnnotationError.at(
             f"there are {len(rles)} masks for {len(frames)} frames; one entry per frame is needed, null where the "
@@ -256,7 +247,7 @@ def fingerprint(
     """
     digest = blake2b(_CODE_VERSION.encode(), digest_size=16)
     files = [file for path in paths for file in _files_in(path)]
-    folders = [folder for path in image_folders for folder in sorted(entry[0] for entry in os.walk(path))]
+    folders = [folder for path in image_folders for folder, _ in walk(path)]
     for path in [*files, *folders]:
         name = os.path.relpath(path, root) if root is not None else os.path.basename(path)
         digest.update(f"{name}\0{_state(path)}\0".encode("utf-8", "surrogateescape"))
@@ -265,27 +256,52 @@ def fingerprint(
 
 def natural_key(name: str) -> list[Any]:
     """Return a key that sorts `frame2` before `frame10`."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"([0-9]+)", name)]
+    parts = re.split(r"([0-9]+)", name)
+    # A number as (digits, text): of any length, and without Python's limit on the digits of an integer.
+    return [(len(part.lstrip("0")), part.lstrip("0")) if idx % 2 else part for idx, part in enumerate(parts)]
+
+
+def walk(folder: str | Path, *, hidden: bool = True) -> Iterator[tuple[str, list[str]]]:
+    """Yield each folder below a path, itself first, with the names of its files, all sorted.
+
+    Links to folders are followed, since data sets are often put together of them; each folder is visited once.
+
+    Args:
+        hidden: whether files and folders whose names begin with a dot count.
+    """
+    seen: set[tuple[int, int]] = set()
+    for parent, below, names in os.walk(folder, followlinks=True):
+        stat = os.stat(parent)
+        if (stat.st_dev, stat.st_ino) in seen:
+            below.clear()
+            continue
+        seen.add((stat.st_dev, stat.st_ino))
+        below[:] = sorted(name for name in below if hidden or name[0] != ".")
+        yield parent, sorted(name for name in names if hidden or name[0] != ".")
 
 
 def _files_in(path: str | Path) -> list[str]:
     """Return the path itself, or all files below it if it is a folder."""
     if not os.path.isdir(path):
         return [str(path)]
-    return sorted(os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names)
+    return [os.path.join(folder, name) for folder, names in walk(path) for name in names]
 
 
 def _state(path: str) -> str:
     """Return size and times of change of a file. Its ctime tells of a change even where the mtime was put back."""
     try:
         stat = os.stat(path)
-    except FileNotFoundError:
-        return "missing"
+    except OSError as error:  # missing, most often; or a link that leads nowhere
+        return f"no file ({error.errno})"
     return f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}"
 
 
-def _parse(text: str, file: str | Path, line: int | None = None) -> Any:
-    """Parse JSON in which no object has a key twice."""
+def parse_json(text: str, file: str | Path) -> Any:
+    """Parse the JSON of a file that was read; a key that occurs twice in an object is an error.
+
+    Raises:
+        AnnotationError: the JSON is broken, or a key occurs twice.
+    """
     repeated: list[str] = []
 
     def build(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -299,16 +315,15 @@ def _parse(text: str, file: str | Path, line: int | None = None) -> Any:
     try:
         value = json.loads(text, object_pairs_hook=build)
     except json.JSONDecodeError as error:
-        raise AnnotationError.at(f"is not valid JSON: {error}.", file=file, line=line or error.lineno) from error
+        raise AnnotationError.at(f"is not valid JSON: {error}.", file=file, line=error.lineno) from error
     except RecursionError as error:
-        raise AnnotationError.at("is not valid JSON: it is nested too deeply.", file=file, line=line) from error
+        raise AnnotationError.at("is not valid JSON: it is nested too deeply.", file=file) from error
+    except ValueError as error:  # a number of thousands of digits
+        raise AnnotationError.at(f"is not valid JSON: {error}.", file=file) from error
     if repeated:
         place = ".".join(_path_to_repeated(value) or [])
-        raise AnnotationError.at(
-            f"the key {repeated[0]!r} occurs twice in {f'the object at `{place}`' if place else 'one object'}.",
-            file=file,
-            line=line,
-        )
+        inside = f"the object at `{place}`" if place else "one object"
+        raise AnnotationError.at(f"the key {brief(repeated[0])} occurs twice in {inside}.", file=file)
     return value
 
 
@@ -324,9 +339,3 @@ def _path_to_repeated(value: Any) -> list[str] | None:
         if path is not None:
             return [str(key), *path]
     return [] if isinstance(value, _Repeated) else None
-
-
-def _short(value: Any) -> str:
-    """Return a value's text, cut so that an error stays readable."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:60]}..."

@@ -76,6 +76,8 @@ class VisaDatasetBuilder(datasets.GeneratorBasedBuilder):
             raise FileNotFoundError(f"{name}: there is no folder {self.root}. It is needed, with:\n{self.LAYOUT}")
         self._skip_report: str | None = None
         self._num_told = 0
+        if kwargs.get("on_error") == "raise":
+            del kwargs["on_error"]  # the default: it shall not make a cache of its own
         kwargs.setdefault("dataset_name", name.lower())
         state = fingerprint(self.annotation_files(), root=self.root, image_folders=self.image_folders())
         kwargs.setdefault("hash", state)
@@ -124,8 +126,9 @@ class VisaDatasetBuilder(datasets.GeneratorBasedBuilder):
             raise error
         if self._skip_report is not None:
             # Each process appends to a file of its own: workers have no other way to tell the one that started them.
-            with open(os.path.join(self._skip_report, str(os.getpid())), "a", encoding="utf-8") as report:
-                report.write(f"{str(error)!r}\n")
+            path = os.path.join(self._skip_report, str(os.getpid()))
+            with open(path, "a", encoding="utf-8", errors="backslashreplace") as report:
+                report.write(" ".join(str(error).splitlines()) + "\n")
             return
         self._num_told += 1  # while streaming there is no end at which to tell all
         if self._num_told <= _NUM_SHOWN:
@@ -173,4 +176,4 @@ def _told(skipped: Sequence[str]) -> str:
 
 
 def _lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8").splitlines()
+    return path.read_text(encoding="utf-8").removesuffix("\n").split("\n")

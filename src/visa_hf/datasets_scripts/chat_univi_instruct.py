@@ -15,6 +15,7 @@ import numpy as np
 
 from visa_hf.datasets_scripts.annotations import AnnotationError, check_id, iter_json_array
 from visa_hf.datasets_scripts.base import VisaBuilderConfig, VisaDatasetBuilder
+from visa_hf.datasets_scripts.brief import brief
 from visa_hf.datasets_scripts.conversations import read_path, read_turns
 from visa_hf.datasets_scripts.features import CONVERSATION_FEATURES
 from visa_hf.modeling.frame_source_visa import open_frames
@@ -133,7 +134,7 @@ class ChatUniViInstruct(VisaDatasetBuilder):
         listed = names if isinstance(names, list) else [names]
         if not listed or not all(isinstance(name, str) for name in listed):
             raise AnnotationError.at(
-                f"`image` is {names!r}; the name of a file, or a list of them, is needed.", **where
+                f"`image` is {brief(names)}; the name of a file, or a list of them, is needed.", **where
             )
         paths = [name.replace("\\", "/") for name in listed]  # ScienceQA's were written on Windows
         if part == "scienceqa":
@@ -150,7 +151,7 @@ class ChatUniViInstruct(VisaDatasetBuilder):
                 raise AnnotationError.at(
                     f"there is no folder `{_MIMIC}/{folders[0]}` for the image `{path}`.", **where
                 )
-        raise AnnotationError.at(f"the image {path!r} names none of the parts CGD, LA and SD.", **where)
+        raise AnnotationError.at(f"the image {brief(path)} names none of the parts CGD, LA and SD.", **where)
 
     def _video_frames(
         self, video: str, lengths: dict[str, tuple[int, Fraction | None]], where: dict[str, Any]

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .annotations import AnnotationError, check_relative, check_text
-from .json_stream import JSONStreamError, _keys, _Window
+from .annotations import AnnotationError, check_relative, check_text, locate_json_members
+from .brief import brief
 
 Report = Callable[[AnnotationError], None]
 
@@ -67,7 +67,7 @@ def index_coco(path: Path, report: Report) -> CocoIndex:
         "annotations": lambda item, start, end: places.extend((*_annotation_ids(item, path), start, end)),
     }
     found = set()
-    for section, item, start, end in _members(path):
+    for section, item, (start, end) in locate_json_members(path):
         found.add(section)
         if section in read and item is not None:
             try:
@@ -100,34 +100,8 @@ def check_whole(value: Any, name: str, lowest: int = -(2**62), **where: Any) -> 
     """
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or not lowest <= value < 2**62:
         least = f" from {lowest} on" if lowest >= 0 else ""
-        raise AnnotationError.at(f"`{name}` is {value!r}; a whole number{least} is needed.", **where)
+        raise AnnotationError.at(f"`{name}` is {brief(value)}; a whole number{least} is needed.", **where)
     return int(value)
-
-
-def _members(path: Path) -> Iterator[tuple[str, Any, int, int]]:
-    """Yield the members of all lists at the top of the file: name of the list, member, where it lies.
-
-    A list is announced by a member `None` before its own, so that an empty one is seen too.
-    """
-    try:
-        # As Latin-1 each byte is one character, so that positions are bytes; text is decoded again where it is used.
-        with open(path, encoding="latin-1", newline="") as file:
-            window = _Window(file)
-            if window.peek() != "{":
-                raise JSONStreamError("holds no JSON object; `{...}` is needed.")
-            for key in _keys(window, set()):
-                if window.peek() != "[":
-                    window.value()
-                    continue
-                yield key, None, 0, 0
-                for _ in window.members("[", "]"):
-                    window.peek()
-                    start = window.position
-                    item = window.value()
-                    yield key, item, start, window.position
-            window.expect_end()
-    except JSONStreamError as error:
-        raise AnnotationError.at(str(error), file=path) from error
 
 
 def _add_image(images: dict[int, CocoImage], item: Any, path: Path) -> None:
@@ -138,7 +112,7 @@ def _add_image(images: dict[int, CocoImage], item: Any, path: Path) -> None:
         raise AnnotationError.at("the id is given to two images.", **where)
     images[image_id] = CocoImage(
         image_id,
-        check_relative(_utf8(item.get("file_name")), **where),
+        check_relative(item.get("file_name"), **where),
         check_whole(item.get("height"), "height", lowest=1, **where),
         check_whole(item.get("width"), "width", lowest=1, **where),
     )
@@ -150,7 +124,7 @@ def _add_category(categories: dict[int, str], item: Any, path: Path) -> None:
     where: dict[str, Any] = {"file": path, "annotation": f"category {category_id}"}
     if category_id in categories:
         raise AnnotationError.at("the id is given to two categories.", **where)
-    categories[category_id] = check_text(_utf8(item.get("name")), "name", **where)
+    categories[category_id] = check_text(item.get("name"), "name", **where)
 
 
 def _annotation_ids(item: Any, path: Path) -> tuple[int, int]:
@@ -162,13 +136,5 @@ def _annotation_ids(item: Any, path: Path) -> tuple[int, int]:
 
 def _as_dict(item: Any, what: str, path: Path) -> dict[str, Any]:
     if not isinstance(item, dict):
-        raise AnnotationError.at(f"one {what} is {item!r:.60}; an object is needed.", file=path)
+        raise AnnotationError.at(f"one {what} is {brief(item)}; an object is needed.", file=path)
     return item
-
-
-def _utf8(text: Any) -> Any:
-    """Undo the reading as Latin-1. Text with characters beyond Latin-1 was escaped and is right already."""
-    try:
-        return text.encode("latin-1").decode("utf-8") if isinstance(text, str) else text
-    except UnicodeError:
-        return text

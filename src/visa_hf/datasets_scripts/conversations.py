@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from visa_hf.datasets_scripts.annotations import AnnotationError, check_relative
+from visa_hf.datasets_scripts.brief import brief
 from visa_hf.datasets_scripts.special_texts import special_texts_in
 
 _PICTURE_MARK = re.compile(r"\s*<(?:image|video)>\s*")
@@ -47,7 +48,7 @@ def read_turns(conversation: Any, *, may_open_with_answer: bool = False, **where
 def _text(value: Any, number: int, where: dict[str, Any]) -> str:
     text = _PICTURE_MARK.sub(" ", value).strip() if isinstance(value, str) else ""
     if not text:
-        raise AnnotationError.at(f"message {number} is {value!r}; text is needed.", **where)
+        raise AnnotationError.at(f"message {number} is {brief(value)}; text is needed.", **where)
     found = special_texts_in(text)
     if found:
         raise AnnotationError.at(

@@ -7,21 +7,17 @@ store can be pickled and goes through a fork. It neither resizes nor normalises:
 
 import os
 import re
-import struct
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ImageOps
 
 from visa_hf.datasets_scripts.annotations import check_relative
+from visa_hf.datasets_scripts.image_files import PILLOW_ERRORS, open_image
 from visa_hf.modeling.frame_source_visa import open_frames
 
-_VIDEO_FRAME = re.compile(r"(.+)#([0-9]+)")
-
-# What Pillow raises for files that are no pictures, or damaged ones.
-_PILLOW_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+_VIDEO_FRAME = re.compile(r"(.+)#([0-9]{1,9})")
 
 
 class FrameError(ValueError):
@@ -87,8 +83,7 @@ class FrameStore:
 def _read_image(path: Path, name: str) -> np.ndarray:
     """Return one image file as `(H, W, 3)` uint8."""
     try:
-        # Pillow warns of odd metadata that has no bearing on the pixels.
-        with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
+        with open_image(path) as image:
             if image.mode == "F" or image.mode.startswith("I"):
                 raise ValueError(f'its mode is "{image.mode}", and 8 bits per channel are needed')
             ImageOps.exif_transpose(image, in_place=True)
@@ -96,7 +91,7 @@ def _read_image(path: Path, name: str) -> np.ndarray:
             return np.array(image if image.mode == "RGB" else image.convert("RGB"))
     except FileNotFoundError as error:
         raise MissingFrameError(f"Frame `{name}` is missing: there is no file `{path}`.") from error
-    except _PILLOW_ERRORS as error:
+    except PILLOW_ERRORS as error:
         raise FrameError(f"Frame `{name}` of `{path}` cannot be read ({error}). Replace the file.") from error
 
 

@@ -1,60 +1,29 @@
 """JSON files that are larger than they should be in memory, one item at a time.
 
-`ijson` (https://github.com/ICRAR/ijson) reads them where it is installed; else the standard library's decoder runs
-over a sliding window of text, half as fast. Which of the two was used cannot be told from the items.
+The standard library's decoder runs over a sliding window of the file. The window holds bytes, one character each, so
+that it is known where in the file a value lies; a value that is not plain ASCII is decoded as UTF-8 when it is found.
 """
 
 import json
 from collections.abc import Iterator
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TextIO
 
-# Characters read at once. A value larger than this is read in ever larger pieces.
+# Bytes read at once. A value larger than this is read in ever larger pieces.
 _CHUNK = 1 << 20
+
+_BYTE_ORDER_MARK = "\u00ef\u00bb\u00bf"  # as it looks one character a byte
+
+Span = tuple[int, int]
+"""Where a value lies in its file: its first byte, and the one behind its last. They are a JSON text of their own."""
 
 
 class JSONStreamError(ValueError):
     """The JSON is broken, a key occurs twice, or the file holds something else than was asked for."""
 
 
-def stream_items(path: str | Path, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield keys and values of the object at `prefix` (keys joined by dots)."""
-    if find_spec("ijson") is None:
-        yield from plain_items(path, prefix)
-        return
-    keys: set[str] = set()
-    for key, value in _with_ijson(path, "kvitems", prefix):
-        _refuse_twice(key, keys)
-        yield key, value
-    if not keys:  # ijson is silent when there is no such object
-        yield from plain_items(path, prefix)
-
-
 def stream_array(path: str | Path) -> Iterator[Any]:
     """Yield the items of the array that the file holds."""
-    if find_spec("ijson") is None:
-        yield from plain_array(path)
-        return
-    is_empty = True
-    for value in _with_ijson(path, "items", "item"):
-        is_empty = False
-        yield value
-    if is_empty:
-        yield from plain_array(path)
-
-
-def plain_items(path: str | Path, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """As `stream_items`, with the standard library alone."""
-    with _open(path) as file:
-        window = _Window(file)
-        yield from _object_at(window, [part for part in prefix.split(".") if part], prefix)
-        window.expect_end()
-
-
-def plain_array(path: str | Path) -> Iterator[Any]:
-    """As `stream_array`, with the standard library alone."""
     with _open(path) as file:
         window = _Window(file)
         if window.peek() != "[":
@@ -64,95 +33,51 @@ def plain_array(path: str | Path) -> Iterator[Any]:
         window.expect_end()
 
 
-def locate_items(path: str | Path) -> Iterator[tuple[str, Any, tuple[int, int]]]:
-    """Yield keys and values of the object that the file holds, and where each value lies in it, in bytes.
-
-    The bytes from start to end are a JSON text of their own, so that one value can be read again without the others.
-    """
-    # As Latin-1 each byte is one character, and what gives JSON its structure is ASCII in UTF-8 too.
-    with open(path, encoding="latin-1", newline="") as file:
+def locate_items(path: str | Path) -> Iterator[tuple[str, Any, Span]]:
+    """Yield keys and values of the object that the file holds, and where each value lies in it."""
+    with _open(path) as file:
         window = _Window(file)
-        if window.peek() != "{":
-            raise JSONStreamError("holds no JSON object; `{...}` is needed.")
-        keys: set[str] = set()
-        for key in _keys(window, keys):
-            window.peek()
-            start = window.position
-            value = window.value()
-            yield _as_utf8(key), value, (start, window.position)
+        for key in window.keys():
+            yield (key, *window.located())
         window.expect_end()
 
 
-def _object_at(window: "_Window", parts: list[str], prefix: str) -> Iterator[tuple[str, Any]]:
-    """Yield the items of the object to which `parts` lead from here."""
-    if window.peek() != "{":
-        raise JSONStreamError(f"holds no JSON object{f' at `{prefix}`' if prefix else ''}; `{{...}}` is needed.")
-    keys: set[str] = set()
-    for key in _keys(window, keys):
-        if not parts:
-            yield key, window.value()
-        elif key == parts[0]:
-            yield from _object_at(window, parts[1:], prefix)
-        else:
-            window.value()
-    if parts and parts[0] not in keys:
-        raise JSONStreamError(f"has no `{parts[0]}`; it is needed{f' at `{prefix}`' if prefix != parts[0] else ''}.")
+def locate_members(path: str | Path) -> Iterator[tuple[str, Any, Span]]:
+    """Yield the members of all lists of the object that the file holds: key of the list, member, where it lies.
 
-
-def _keys(window: "_Window", keys: set[str]) -> Iterator[str]:
-    """Stop behind each key of an object, collecting them in `keys`; the caller reads the value."""
-    for _ in window.members("{", "}"):
-        key = window.value()
-        if not isinstance(key, str):
-            raise JSONStreamError(f"is not valid JSON: {key!r} is no key, near character {window.position}.")
-        _refuse_twice(key, keys)
-        window.expect(":")
-        yield key
-
-
-def _as_utf8(text: str) -> str:
-    """Return what a text read as Latin-1 says as UTF-8. Characters that were escaped are beyond Latin-1 or equal."""
-    try:
-        return text.encode("latin-1").decode("utf-8")
-    except UnicodeError:
-        return text
-
-
-def _refuse_twice(key: str, keys: set[str]) -> None:
-    if key in keys:
-        raise JSONStreamError(f"the key {key!r} occurs twice in one object.")
-    keys.add(key)
+    Before its members a list is announced by one that is `None` and lies nowhere, so that an empty one is seen too.
+    """
+    with _open(path) as file:
+        window = _Window(file)
+        for key in window.keys():
+            if window.peek() != "[":
+                window.value()
+                continue
+            yield key, None, (0, 0)
+            for _ in window.members("[", "]"):
+                yield (key, *window.located())
+        window.expect_end()
 
 
 def _open(path: str | Path) -> TextIO:
-    return open(path, encoding="utf-8-sig")
-
-
-def _with_ijson(path: str | Path, function: str, prefix: str) -> Iterator[Any]:
-    ijson = import_module("ijson")
-    with open(path, "rb") as file:
-        read = {"kvitems": ijson.kvitems, "items": ijson.items}[function]
-        try:
-            yield from read(file, prefix, use_float=True)
-        except (ijson.JSONError, UnicodeDecodeError, RecursionError) as error:
-            reason = str(error).strip().split("\n")[0]
-            raise JSONStreamError(f"is not valid JSON: {reason} (near byte {file.tell()} or before).") from error
+    # As Latin-1 each byte is one character, and what gives JSON its structure is ASCII in UTF-8 too.
+    return open(path, encoding="latin-1", newline="")
 
 
 class _Window:
-    """The part of a text file around the place that is being read."""
+    """The part of a file around the place that is being read."""
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
-        self._text = ""
-        self._start = 0  # of the window, in characters from the start of the file
-        self._idx = 0  # of the next character, in the window
+        self._text = file.read(len(_BYTE_ORDER_MARK))
+        self._start = 0  # of the window, in bytes from the start of the file
+        self._idx = len(_BYTE_ORDER_MARK) if self._text == _BYTE_ORDER_MARK else 0  # of the next byte, in the window
         self._is_complete = False
         self._decoder = json.JSONDecoder()
 
     @property
     def position(self) -> int:
-        """Characters before the place that is being read."""
+        """Bytes before the place that is being read."""
         return self._start + self._idx
 
     def peek(self) -> str:
@@ -170,15 +95,28 @@ class _Window:
         got = self.peek()
         if got != character:
             found = f"{got!r}" if got else "the end of the file"
-            raise JSONStreamError(
-                f"is not valid JSON: {character!r} is needed at character {self.position}, not {found}."
-            )
+            raise JSONStreamError(f"is not valid JSON: {character!r} is needed at byte {self.position}, not {found}.")
         self._idx += 1
 
     def expect_end(self) -> None:
         """Make sure that only white space is left."""
         if self.peek():
-            raise JSONStreamError(f"is not valid JSON: more follows its end, at character {self.position}.")
+            raise JSONStreamError(f"is not valid JSON: more follows its end, at byte {self.position}.")
+
+    def keys(self) -> Iterator[str]:
+        """Stop behind each key of an object; the caller reads the value."""
+        if self.peek() != "{":
+            raise JSONStreamError("holds no JSON object; `{...}` is needed.")
+        seen: set[str] = set()
+        for _ in self.members("{", "}"):
+            key = self.value()
+            if not isinstance(key, str):
+                raise JSONStreamError(f"is not valid JSON: a key is no text, near byte {self.position}.")
+            if key in seen:
+                raise JSONStreamError(f"the key {key!r} occurs twice in one object.")
+            seen.add(key)
+            self.expect(":")
+            yield key
 
     def members(self, opening: str, closing: str) -> Iterator[None]:
         """Stop before each member of an array or object; the caller reads it."""
@@ -193,7 +131,14 @@ class _Window:
                 return
             self.expect(",")
             if self.peek() == closing:
-                raise JSONStreamError(f"is not valid JSON: a comma before {closing!r}, at character {self.position}.")
+                raise JSONStreamError(f"is not valid JSON: a comma before {closing!r}, at byte {self.position}.")
+
+    def located(self) -> tuple[Any, Span]:
+        """Read the value that comes next; return it and where it lies."""
+        self.peek()
+        start = self.position
+        value = self.value()
+        return value, (start, self.position)
 
     def value(self) -> Any:
         """Read the value that comes next."""
@@ -208,23 +153,28 @@ class _Window:
                 size *= 2
                 if may_be_cut and self._more(size):
                     continue
-                raise JSONStreamError(
-                    f"is not valid JSON: {error.msg} at character {self._start + error.pos}."
-                ) from error
+                raise JSONStreamError(f"is not valid JSON: {error.msg} at byte {self._start + error.pos}.") from error
             except RecursionError as error:
                 raise JSONStreamError("is not valid JSON: it is nested too deeply.") from error
+            except ValueError as error:  # a number of thousands of digits
+                raise JSONStreamError(f"is not valid JSON: {error}.") from error
             # A number at the very end of the window may go on behind it.
             if end == len(self._text) and self._more(size):
                 continue
+            text = self._text[self._idx : end]
             self._idx = end
-            return value
+            return value if text.isascii() else self._decoded(text)
+
+    def _decoded(self, text: str) -> Any:
+        """Return a value whose text, one character a byte, is not plain ASCII."""
+        try:
+            return self._decoder.decode(text.encode("latin-1").decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise JSONStreamError(f"is not UTF-8 text ({error}, before byte {self.position}).") from error
 
     def _more(self, size: int) -> bool:
         """Move the window on, keeping what is unread; `False` at the end of the file."""
-        try:
-            text = "" if self._is_complete else self._file.read(size)
-        except UnicodeDecodeError as error:
-            raise JSONStreamError(f"is not UTF-8 text ({error}).") from error
+        text = "" if self._is_complete else self._file.read(size)
         self._is_complete = not text
         self._text = self._text[self._idx :] + text
         self._start += self._idx

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
-from PIL import Image
 
 from .annotations import AnnotationError
 from .base import VisaBuilderConfig, VisaDatasetBuilder
 from .features import EXPRESSION_FEATURES, MASK_FEATURES
+from .image_files import PILLOW_ERRORS, open_image
 from .regions import label_rles
 from .still_images import check_image_size, expression_row, in_chunks, join, mask_row, stem
 
@@ -138,9 +138,9 @@ def read_label_image(file: Path) -> np.ndarray:
         AnnotationError: it cannot be read, or is a colour picture.
     """
     try:
-        with Image.open(file) as image:
+        with open_image(file) as image:
             mode, pixels = image.mode, np.asarray(image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow on damaged files
+    except PILLOW_ERRORS as error:
         raise AnnotationError.at(f"the label image cannot be read ({error}).", file=file) from error
     if mode == "I":
         pixels = pixels.astype(np.uint16)

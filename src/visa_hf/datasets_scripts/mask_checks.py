@@ -44,7 +44,9 @@ def all_fill(rles: Sequence[Any], height: int, width: int) -> bool:
     ends = np.searchsorted(last, text_ends)  # behind the last number of each mask
     runs = _undo_differences(_numbers(groups, last), ends)
     starts = np.concatenate(([0], ends[:-1]))
-    return bool(runs.min() >= 0 and (np.add.reduceat(runs, starts) == height * width).all())
+    # Each run by itself first: sums of huge ones would wrap around to anything.
+    num_pixels = height * width
+    return bool(runs.min() >= 0 and runs.max() <= num_pixels and (np.add.reduceat(runs, starts) == num_pixels).all())
 
 
 def _numbers(groups: np.ndarray, last: np.ndarray) -> np.ndarray:

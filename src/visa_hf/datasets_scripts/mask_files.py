@@ -7,7 +7,6 @@ lie, so that every process reads the bytes of its own videos only, and none hold
 
 import json
 import os
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
@@ -17,7 +16,8 @@ from PIL import Image
 from visa_hf.rle import RLE, encode_mask
 
 from .annotations import AnnotationError, check_masks, load_restricted_pickle, locate_json_items
-from .referring_annotations import PILLOW_ERRORS, ReferringVideo
+from .image_files import PILLOW_ERRORS, open_image
+from .referring_annotations import ReferringVideo
 
 MaskRows = Iterator[tuple[str, list[RLE | None] | AnnotationError]]
 
@@ -204,7 +204,7 @@ class PaletteMasks:
     def _verify(self, video: ReferringVideo, name: str) -> None:
         """Look at a file without decoding its pixels: header and checksums."""
         try:
-            with warnings.catch_warnings(action="ignore"), Image.open(self._path(video, name)) as image:
+            with open_image(self._path(video, name)) as image:
                 self._check_form(image, video, name)
                 image.verify()
         except AnnotationError:
@@ -215,7 +215,7 @@ class PaletteMasks:
     def _labels(self, video: ReferringVideo, name: str) -> np.ndarray:
         """Return the object of each pixel, `(H, W)`, uint8."""
         try:
-            with warnings.catch_warnings(action="ignore"), Image.open(self._path(video, name)) as image:
+            with open_image(self._path(video, name)) as image:
                 self._check_form(image, video, name)
                 return np.array(image, dtype=np.uint8)
         except AnnotationError:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .annotations import AnnotationError
+from .brief import brief
 from .mask_files import MaskFile, PaletteMasks, PickledMasks
 from .referring_annotations import ReferringExpression, ReferringVideo, read_object_ids
 
@@ -20,6 +21,7 @@ _PNGS = "Annotations"
 _META = "meta.json"
 # A palette PNG has 8 bits; 0 is the background.
 _LAST_OBJECT = 255
+_OBJECTS = frozenset(map(str, range(1, _LAST_OBJECT + 1)))
 
 
 def object_mask_files(folder: Path) -> list[Path]:
@@ -82,8 +84,9 @@ def _check_objects(video: ReferringVideo, item: ReferringExpression) -> bool:
     if item.problem is None and not item.object_ids:
         item.problem = _error("`obj_id` is missing; the number of an object is needed.", video, item)
     for number in item.object_ids if item.problem is None else ():
-        if not (number.isascii() and number.isdigit() and 1 <= int(number) <= _LAST_OBJECT):
-            item.problem = _error(f"`obj_id` is {number!r}; a number from 1 to {_LAST_OBJECT} is needed.", video, item)
+        if number not in _OBJECTS:
+            message = f"`obj_id` is {brief(number)}; a number from 1 to {_LAST_OBJECT} is needed."
+            item.problem = _error(message, video, item)
     return item.problem is None
 
 

@@ -12,14 +12,13 @@ on which the object is not to be seen. A frame that is not named is unknown, not
 which are known, and training takes its targets from those alone. What may stand in a line is read in `own_data_lines`.
 """
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import datasets
 
-from visa_hf.datasets_scripts.annotations import AnnotationError
+from visa_hf.datasets_scripts.annotations import AnnotationError, walk
 from visa_hf.datasets_scripts.base import VisaBuilderConfig, VisaDatasetBuilder
 from visa_hf.datasets_scripts.features import EXPRESSION_FEATURES, MASK_FEATURES, VIDEO_FEATURES
 from visa_hf.datasets_scripts.own_data_lines import (
@@ -66,11 +65,7 @@ valid.jsonl        further splits, if any
 
     def annotation_files(self) -> list[Path]:
         """Return all files but hidden ones: the lines may name any of them."""
-        files: list[Path] = []
-        for folder, subfolders, names in os.walk(self.root):
-            subfolders[:] = sorted(name for name in subfolders if name[0] != ".")
-            files += [Path(folder, name) for name in sorted(names) if name[0] != "."]
-        return files
+        return [Path(folder, name) for folder, names in walk(self.root, hidden=False) for name in names]
 
     def _info(self) -> datasets.DatasetInfo:
         features = {"expressions": OWN_EXPRESSION_FEATURES, "masks": MASK_FEATURES, "videos": VIDEO_FEATURES}
@@ -115,7 +110,7 @@ valid.jsonl        further splits, if any
                 yield line
                 continue
             more = f" ({len(problems) - 1} more: `visa data check` lists all)" if len(problems) > 1 else ""
-            self.skip_or_raise(AnnotationError.at(problems[0] + more, file=path, line=number))
+            self.skip_or_raise(AnnotationError.at(problems[0] + more, file=path, line=number, **reader.place))
         if is_empty:
             raise AnnotationError.at("the file is empty. Write a JSON object a line, or remove it.", file=path)
 

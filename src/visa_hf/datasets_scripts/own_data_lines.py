@@ -13,10 +13,10 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from visa_hf.datasets_scripts.annotations import check_relative
+from visa_hf.datasets_scripts.brief import brief
 from visa_hf.datasets_scripts.features import TYPE_NO_OBJECT, TYPE_REASONING, TYPE_REFERRING
+from visa_hf.datasets_scripts.image_files import PILLOW_ERRORS, open_image, orientation
 from visa_hf.datasets_scripts.mask_checks import all_fill
 from visa_hf.datasets_scripts.own_data_masks import FORMS, is_rle, read_mask
 from visa_hf.datasets_scripts.special_texts import SEG, special_texts_in
@@ -30,7 +30,6 @@ _SPLIT_NAME = re.compile(r"(?!all$)[A-Za-z0-9_]+")
 # An id becomes the name of a folder when predictions are written.
 _EXPRESSION_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_. -]*")
 _FRAME_NUMBER = re.compile(r"0|[1-9][0-9]{0,8}")
-_EXIF_ORIENTATION = 0x0112
 
 
 @dataclass(frozen=True)
@@ -104,15 +103,17 @@ def raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def has_masks(path: Path) -> bool:
-    """Whether any line of a file seems to show an object. Nothing is checked; mostly the first line tells."""
+    """Whether a file seems to show any object, or has something wrong with it; mostly the first line tells."""
+    is_empty = True
     for _, raw in raw_lines(path):
+        is_empty = False
         try:
             masks = _parse(raw).get("masks")
         except ValueError:
-            continue
-        if isinstance(masks, dict) and any(masks.values()):
             return True
-    return False
+        if any(masks.values()) if isinstance(masks, dict) else masks is not None:
+            return True
+    return is_empty
 
 
 @dataclass
@@ -123,11 +124,15 @@ class LineReader:
         root (`Path`): folder that paths are relative to.
         needs_masks (`bool`): whether a line about an object must have masks, as in training data.
         clips (`dict`, *optional*): videos opened before, to be shared by readers.
+
+    Attributes:
+        place (`dict[str, str]`): `video` and `expression` (its id) of the line read last, as far as they are known.
     """
 
     root: Path
     needs_masks: bool
     clips: dict[str, Clip | str] = field(default_factory=dict)
+    place: dict[str, str] = field(default_factory=dict)
     _num_of_video: dict[str, int] = field(default_factory=dict)
     _line_of_id: dict[tuple[str, str], int] = field(default_factory=dict)
     _line_of_expression: dict[tuple[str, str], int] = field(default_factory=dict)
@@ -142,6 +147,7 @@ class LineReader:
         Returns:
             The line and no message, or `None` and all that is wrong with it.
         """
+        self.place = {}
         try:
             values = _parse(raw)
         except ValueError as error:
@@ -160,6 +166,7 @@ class LineReader:
         expression_id = None
         if video is not None:
             expression_id = self._expression_id(number, video, values, problems)
+            self.place = {"video": video} | ({} if expression_id is None else {"expression": expression_id})
             if expression is not None:
                 self._check_expression(number, video, expression, problems)
         if problems or None in (video, clip, expression_id, expression, type_id):
@@ -206,13 +213,13 @@ class LineReader:
         expression_id = str(count if given is None else given)
         if type(given) not in (str, int, type(None)) or not _EXPRESSION_ID.fullmatch(expression_id):
             problems.append(
-                f"`expression_id` is {given!r}; letters, digits, and inside also . - _ and space are allowed."
+                f"`expression_id` is {brief(given)}; letters, digits, and inside also . - _ and space are allowed."
             )
             return None
         first = self._line_of_id.setdefault((video, expression_id), number)
         if first != number:
             problems.append(
-                f"the id {expression_id!r} was given in line {first} already to an expression of `{video}`."
+                f"the id {brief(expression_id)} was given in line {first} already to an expression of `{video}`."
             )
         return expression_id
 
@@ -220,8 +227,8 @@ class LineReader:
         first = self._line_of_expression.setdefault((video, " ".join(expression.lower().split())), number)
         if first != number:
             problems.append(
-                f"the expression {expression!r} was given in line {first} already for `{video}`. One line holds all "
-                "frames and all objects that an expression means."
+                f"the expression {brief(expression)} was given in line {first} already for `{video}`. One line holds "
+                "all frames and all objects that an expression means."
             )
 
 
@@ -249,14 +256,11 @@ def _common_size(files: list[Path]) -> tuple[int, int]:
     first: tuple[int, int] | None = None
     for file in files:
         try:
-            with Image.open(file) as image:
+            with open_image(file) as image:
                 size = (image.height, image.width)
                 is_deep = image.mode == "F" or image.mode.startswith("I")
-                # Asking a PNG without EXIF would decode all of it.
-                is_turned = (image.format != "PNG" or "exif" in image.info) and image.getexif().get(
-                    _EXIF_ORIENTATION, 1
-                ) != 1
-        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+                is_turned = orientation(image) != 1
+        except PILLOW_ERRORS as error:
             raise ValueError(f"`{file}` is not an image that can be read ({error}).") from error
         if is_deep:
             raise ValueError(f"`{file}` has more than 8 bits per channel. Save it with 8.")
@@ -319,7 +323,7 @@ def _video(values: dict[str, Any], problems: list[str]) -> str | None:
         return None
     video = values["video"]
     if not isinstance(video, str):
-        problems.append(f"`video` is {video!r}, not a string.")
+        problems.append(f"`video` is {brief(video)}, not a string.")
         return None
     try:
         return posixpath.normpath(check_relative(video))
@@ -337,7 +341,7 @@ def _expression(values: dict[str, Any], problems: list[str]) -> str | None:
 
 def _text(name: str, value: Any, problems: list[str], *, allowed: str = "") -> str | None:
     if not isinstance(value, str):
-        problems.append(f"`{name}` is {value!r}, not a string.")
+        problems.append(f"`{name}` is {brief(value)}, not a string.")
         return None
     if not value.strip():
         problems.append(f"`{name}` is empty.")
@@ -356,7 +360,7 @@ def _type_id(values: dict[str, Any], problems: list[str]) -> int | None:
     type_id = values.get("type_id", TYPE_REFERRING)
     if type(type_id) is int and type_id in TYPES:
         return type_id
-    problems.append(f"`type_id` is {type_id!r}; 0 (referring), 1 (reasoning) or 2 (no such object) is needed.")
+    problems.append(f"`type_id` is {brief(type_id)}; 0 (referring), 1 (reasoning) or 2 (no such object) is needed.")
     return None
 
 
@@ -386,8 +390,8 @@ def _masks(values: Any, clip: Clip, root: Path, problems: list[str]) -> dict[int
     for key, value in values.items():
         if not _FRAME_NUMBER.fullmatch(key):
             problems.append(
-                f"`masks` has the key {key!r}; frames are numbered from 0 in the order of the video, without leading "
-                "zeros."
+                f"`masks` has the key {brief(key)}; frames are numbered from 0 in the order of the video, without "
+                "leading zeros."
             )
         elif int(key) >= len(clip.frames):
             problems.append(f"frame {key} is beyond the video, which has {len(clip.frames)} frames, numbered from 0.")

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageFile
 
 from visa_hf.datasets_scripts.annotations import check_relative
+from visa_hf.datasets_scripts.brief import brief
+from visa_hf.datasets_scripts.image_files import PILLOW_ERRORS, open_image
+from visa_hf.datasets_scripts.mask_checks import all_fill
 from visa_hf.rle import RLE, encode_mask, mask_area
 
 # An empty mask is a single number, or a few by careless encoders; what is longer need not be looked at.
@@ -59,7 +61,7 @@ def read_mask(value: Any, size: tuple[int, int], root: Path, *, is_good_rle: boo
         if keys in ({"path"}, {"path", "ids"}):
             return _known(encode_mask(_read_image(root, value["path"], value.get("ids"), size)))
         raise ValueError(f"the mask is an object with the keys {sorted(keys)}. Give {FORMS}.")
-    raise ValueError(f"the mask is {value!r}. Give {FORMS}.")
+    raise ValueError(f"the mask is {brief(value)}. Give {FORMS}.")
 
 
 def _known(rle: RLE) -> RLE | None:
@@ -76,6 +78,8 @@ def _checked_rle(value: dict[str, Any], size: tuple[int, int]) -> RLE:
         raise ValueError(f"the run lengths cannot be read: {error}") from error
     if tuple(rle["size"]) != size:
         raise ValueError(_size_error("the run lengths are", (rle["size"][0], rle["size"][1]), size))
+    if not all_fill([rle], *size):  # a sum of huge runs can wrap around to the right number
+        raise ValueError("the run lengths hold one that is longer than the frame: the mask is damaged.")
     return rle
 
 
@@ -111,10 +115,10 @@ def _from_polygons(polygons: list[Any], size: tuple[int, int]) -> RLE:
 def _check_polygon(polygon: Any, number: int, size: tuple[int, int]) -> None:
     height, width = size
     if not isinstance(polygon, list):
-        raise ValueError(f"polygon {number} is {polygon!r}, not a list of numbers x, y, x, y, ....")
-    wrong = [value for value in polygon if type(value) not in (int, float) or not math.isfinite(value)]
+        raise ValueError(f"polygon {number} is {brief(polygon)}, not a list of numbers x, y, x, y, ....")
+    wrong = [value for value in polygon if type(value) not in (int, float) or value != value or abs(value) == math.inf]
     if wrong:
-        raise ValueError(f"polygon {number} holds {wrong[0]!r}, which is no number.")
+        raise ValueError(f"polygon {number} holds {brief(wrong[0])}, which is no number.")
     if len(polygon) % 2:
         raise ValueError(f"polygon {number} has {len(polygon)} numbers, an odd count. Points are pairs x, y.")
     if len(polygon) < 6:
@@ -133,20 +137,29 @@ def _check_polygon(polygon: Any, number: int, size: tuple[int, int]) -> None:
 def _read_image(root: Path, path: Any, ids: Any, size: tuple[int, int]) -> np.ndarray:
     """Read a mask image: `(H, W)`, bool."""
     if not isinstance(path, str):
-        raise ValueError(f"the path of the mask is {path!r}, not a string.")
+        raise ValueError(f"the path of the mask is {brief(path)}, not a string.")
     file = root / check_relative(path)
     wanted = None if ids is None else _checked_ids(ids)
     if not file.is_file():
         raise ValueError(f"there is no mask at `{path}`. Paths are relative to the folder of the data.")
     try:
-        with Image.open(file) as image:
-            if image.format != "PNG":  # JPEG, above all, invents values around an edge
-                raise ValueError(f"the mask `{path}` is a {image.format} file, but a PNG is needed.")
-            if (image.height, image.width) != size:
-                raise ValueError(_size_error(f"the mask `{path}` is", (image.height, image.width), size))
-            values = _label_map(image, path)
-    except (OSError, SyntaxError) as error:  # Pillow reports some damaged files as a SyntaxError
+        with open_image(file) as image:
+            form, got, mode = image.format, (image.height, image.width), image.mode
+            is_png = form == "PNG"
+            is_spread = is_png and mode == "L" and image.tile[0].args != "L"
+            # Only when the size is right: a small file may hold a huge picture.
+            pixels = np.asarray(image) if is_png and got == size else None
+    except PILLOW_ERRORS as error:
         raise ValueError(f"the mask `{path}` is not an image that can be read ({error}). Give a PNG.") from error
+    if not is_png:  # JPEG, above all, invents values around an edge
+        raise ValueError(f"the mask `{path}` is a {form} file, but a PNG is needed.")
+    if pixels is None:
+        raise ValueError(_size_error(f"the mask `{path}` is", got, size))
+    if is_spread:  # Pillow spreads 2 or 4 bits over 0 to 255: other values
+        raise ValueError(
+            f"the mask `{path}` is grey with fewer than 8 bits. Save it with 8 bits, or as a palette PNG."
+        )
+    values = _label_map(pixels, mode, path)
     if wanted is not None:
         return np.isin(values, wanted)
     others = np.unique(values[values > 0])
@@ -159,24 +172,19 @@ def _read_image(root: Path, path: Any, ids: Any, size: tuple[int, int]) -> np.nd
     return values > 0
 
 
-def _label_map(image: ImageFile.ImageFile, path: str) -> np.ndarray:
-    """The values of the pixels, `(H, W)`: places in the palette, or grey levels."""
-    if image.mode == "L" and image.tile[0].args != "L":  # Pillow spreads 2 or 4 bits over 0 to 255: other values
-        raise ValueError(
-            f"the mask `{path}` is grey with fewer than 8 bits. Save it with 8 bits, or as a palette PNG."
-        )
-    if image.mode in ("P", "L", "I", "I;16"):
-        return np.asarray(image)
-    if image.mode == "1":
-        return np.asarray(image).astype(np.uint8)
-    if image.mode in ("RGB", "RGBA", "LA"):
-        channels = np.asarray(image)
-        is_opaque = image.mode == "RGB" or bool((channels[..., -1] == 255).all())
-        colors = channels if image.mode == "RGB" else channels[..., :-1]
+def _label_map(pixels: np.ndarray, mode: str, path: str) -> np.ndarray:
+    """The values of the pixels, `(H, W)`: places in the palette, or grey levels. `mode` is Pillow's."""
+    if mode in ("P", "L", "I", "I;16"):
+        return pixels
+    if mode == "1":
+        return pixels.astype(np.uint8)
+    if mode in ("RGB", "RGBA", "LA"):
+        is_opaque = mode == "RGB" or bool((pixels[..., -1] == 255).all())
+        colors = pixels if mode == "RGB" else pixels[..., :-1]
         if is_opaque and (colors == colors[..., :1]).all():
             return colors[..., 0]
     raise ValueError(
-        f"the mask `{path}` has colours or transparency (mode {image.mode}), so it is not clear which pixels are the "
+        f"the mask `{path}` has colours or transparency (mode {mode}), so it is not clear which pixels are the "
         "object. Give a black and white PNG, or a palette PNG."
     )
 
@@ -184,5 +192,5 @@ def _label_map(image: ImageFile.ImageFile, path: str) -> np.ndarray:
 def _checked_ids(ids: Any) -> list[int]:
     is_list = isinstance(ids, list) and len(ids) > 0 and all(type(value) is int for value in ids)
     if not is_list or min(ids) < 1:
-        raise ValueError(f"`ids` is {ids!r}; a list of pixel values from 1 on is needed (0 is the background).")
+        raise ValueError(f"`ids` is {brief(ids)}; a list of pixel values from 1 on is needed (0 is the background).")
     return ids

@@ -15,6 +15,7 @@ from visa_hf.rle import RLE
 
 from .annotations import AnnotationError
 from .base import VisaBuilderConfig, VisaDatasetBuilder
+from .brief import brief
 from .coco_file import CocoImage, CocoIndex, index_coco, read_annotations
 from .features import EXPRESSION_FEATURES, MASK_FEATURES
 from .regions import segmentation_rle
@@ -177,7 +178,7 @@ def part_query(category: str, **where: Any) -> str:
     # of its two forms of a part, "mug handle" and "the handle of the mug", it is always the second.
     names = [" ".join(name.split("_(")[0].replace("_", " ").split()) for name in category.split(":")]
     if len(names) > 2 or not all(names):
-        raise AnnotationError.at(f"the category {category!r} is neither `object` nor `object:part`.", **where)
+        raise AnnotationError.at(f"the category {brief(category)} is neither `object` nor `object:part`.", **where)
     return names[0] if len(names) == 1 else f"the {names[1]} of the {names[0]}"
 
 
@@ -186,6 +187,6 @@ def _read_mask(annotation: dict[str, Any], image: CocoImage, query_of: dict[int,
     where: dict[str, Any] = {"file": file, "video": stem(image.file_name), "annotation": str(annotation["id"])}
     category_id = annotation.get("category_id")
     if not isinstance(category_id, int) or category_id not in query_of:
-        raise AnnotationError.at(f"`category_id` is {category_id!r}, which none of the categories has.", **where)
+        raise AnnotationError.at(f"`category_id` is {brief(category_id)}, which none of the categories has.", **where)
     where["expression"] = query_of[category_id]
     return segmentation_rle(annotation.get("segmentation"), image.height, image.width, **where)

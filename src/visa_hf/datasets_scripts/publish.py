@@ -16,10 +16,9 @@ import datasets
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from datasets.exceptions import DatasetGenerationError
 
 import visa_hf.datasets_scripts as builders
-from visa_hf.datasets_scripts.annotations import AnnotationError, check_relative
+from visa_hf.datasets_scripts.annotations import check_relative
 from visa_hf.datasets_scripts.known_datasets import KNOWN_DATASETS, KnownDataset
 from visa_hf.datasets_scripts.publish_card import write_card
 
@@ -117,14 +116,8 @@ def _prepare(
     num_proc: int | None,
 ) -> dict[str, datasets.Dataset]:
     builder_class: Any = getattr(builders, _known(name).builder)
-    options = {"on_error": on_error} if on_error != "raise" else {}
-    builder = builder_class(config_name=config_name, data_dir=data_dir, cache_dir=cache_dir, **options)
-    try:
-        builder.download_and_prepare(num_proc=num_proc)
-    except DatasetGenerationError as error:
-        if isinstance(error.__cause__, AnnotationError):  # it says what is wrong
-            raise error.__cause__ from None
-        raise
+    builder = builder_class(config_name=config_name, data_dir=data_dir, cache_dir=cache_dir, on_error=on_error)
+    builder.download_and_prepare(num_proc=num_proc)
     return {str(split): rows for split, rows in builder.as_dataset().items()}
 
 

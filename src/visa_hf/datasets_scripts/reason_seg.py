@@ -4,7 +4,6 @@ Source: LISA (https://huggingface.co/papers/2308.00692, https://github.com/dvlab
 for the masks, `reason_seg_dataset.py` for the explanations). Masks are drawn as the published script draws them.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,14 @@ import numpy as np
 
 from visa_hf.rle import encode_mask
 
-from .annotations import AnnotationError, check_text, read_json
+from .annotations import AnnotationError, check_text, parse_json, read_json
 from .base import VisaBuilderConfig, VisaDatasetBuilder
+from .brief import brief
 from .features import MASK_FEATURES, REASON_SEG_FEATURES, TYPE_REASONING
+from .image_files import image_size
 from .regions import check_polygon, fill_polygon
 from .still_images import (
     expression_row,
-    image_size,
     in_chunks,
     join,
     mask_row,
@@ -144,7 +144,7 @@ class ReasonSeg(VisaDatasetBuilder):
         for number, item in enumerate(items):
             try:
                 if not isinstance(item, dict):
-                    raise AnnotationError.at(f"item {number} is {item!r}; an object is needed.", file=file)
+                    raise AnnotationError.at(f"item {number} is {brief(item)}; an object is needed.", file=file)
                 image, query, outputs = (
                     check_text(item.get(key), f"{key}` of item `{number}", file=file)
                     for key in ("image", "query", "outputs")
@@ -171,19 +171,16 @@ def read_annotation(file: Path) -> tuple[list[str], bool, list[dict[str, Any]]]:
             text = data.decode("cp1252")
         except UnicodeDecodeError as error:
             raise AnnotationError.at(f"is neither UTF-8 nor cp1252 text ({error}).", file=file) from error
-    try:
-        annotation = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise AnnotationError.at(f"is not valid JSON: {error}.", file=file) from error
+    annotation = parse_json(text, file)
     if not isinstance(annotation, dict):
         raise AnnotationError.at("holds no JSON object; `{...}` is needed.", file=file)
     texts = annotation.get("text")
     texts = [texts] if isinstance(texts, str) else texts
     if not isinstance(texts, list) or not texts:
-        raise AnnotationError.at(f"`text` is {texts!r}; a list of sentences is needed.", file=file)
+        raise AnnotationError.at(f"`text` is {brief(texts)}; a list of sentences is needed.", file=file)
     is_sentence = annotation.get("is_sentence")
     if not isinstance(is_sentence, bool):
-        raise AnnotationError.at(f"`is_sentence` is {is_sentence!r}; true or false is needed.", file=file)
+        raise AnnotationError.at(f"`is_sentence` is {brief(is_sentence)}; true or false is needed.", file=file)
     shapes = annotation.get("shapes")
     if not isinstance(shapes, list) or not all(isinstance(shape, dict) for shape in shapes):
         raise AnnotationError.at(
@@ -237,6 +234,8 @@ def _corners(shape: dict[str, Any], height: int, width: int, **where: Any) -> np
         raise AnnotationError.at("`points` is no list of [x, y]; the corners of a polygon are needed.", **where)
     for point in points:
         if len(point) != 2:
-            raise AnnotationError.at(f"the point {point!r} has {len(point)} coordinates; x and y are needed.", **where)
+            raise AnnotationError.at(
+                f"the point {brief(point)} has {len(point)} coordinates; x and y are needed.", **where
+            )
     check_polygon([value for point in points for value in point], height, width, **where)
     return np.array(points, dtype=np.float64).astype(np.int64)

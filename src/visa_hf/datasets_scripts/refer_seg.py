@@ -16,6 +16,7 @@ from visa_hf.rle import RLE
 
 from .annotations import AnnotationError, check_text, load_restricted_pickle
 from .base import VisaBuilderConfig, VisaDatasetBuilder
+from .brief import brief
 from .coco_file import CocoImage, Report, check_whole, index_coco, read_annotations
 from .features import EXPRESSION_FEATURES, MASK_FEATURES
 from .regions import segmentation_rle
@@ -234,7 +235,7 @@ def _read_ref(ref: Any, number: int, file: Path, report: Report) -> tuple[list[s
     """
     where: dict[str, Any] = {"file": file, "annotation": f"reference {number}"}
     if not isinstance(ref, dict):
-        raise AnnotationError.at(f"the reference is {ref!r:.60}; a dict is needed.", **where)
+        raise AnnotationError.at(f"the reference is {brief(ref)}; a dict is needed.", **where)
     annotation_id = check_whole(ref.get("ann_id"), "ann_id", **where)
     image_id = check_whole(ref.get("image_id"), "image_id", **where)
     published = check_text(ref.get("split"), "split", **where)
@@ -242,10 +243,10 @@ def _read_ref(ref: Any, number: int, file: Path, report: Report) -> tuple[list[s
     if published.startswith("test"):
         splits += [f"test{letter}" for letter in published[4:]]
     if not splits or not set(splits) <= set(_SPLITS):
-        raise AnnotationError.at(f"`split` is {published!r}; one of {', '.join(_SPLITS)} is needed.", **where)
+        raise AnnotationError.at(f"`split` is {brief(published)}; one of {', '.join(_SPLITS)} is needed.", **where)
     sentences = ref.get("sentences")
     if not isinstance(sentences, list) or not all(isinstance(item, dict) for item in sentences):
-        raise AnnotationError.at(f"`sentences` is {sentences!r:.60}; a list of dicts is needed.", **where)
+        raise AnnotationError.at(f"`sentences` is {brief(sentences)}; a list of dicts is needed.", **where)
     found = []
     for item in sentences:
         try:

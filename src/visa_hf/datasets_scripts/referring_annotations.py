@@ -7,19 +7,14 @@ frames at `JPEGImages/<video>/<frame>.jpg`. What is wrong with a video or an exp
 """
 
 import os
-import struct
-import warnings
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
-from PIL import Image
-
 from .annotations import AnnotationError, check_id, check_relative, check_text, natural_key, read_json
+from .brief import brief
 from .features import TYPE_NO_OBJECT, TYPE_REASONING, TYPE_REFERRING
-
-# What Pillow raises for files that are no pictures, or damaged ones.
-PILLOW_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+from .image_files import image_size
 
 
 @dataclass
@@ -116,7 +111,7 @@ def locate_frames(video: ReferringVideo, root: str, folder: str) -> None:
         return
     try:
         video.frames = _frames_in(video, root, folder)
-        height, width = image_size(root, video.frames[0], video)
+        height, width = image_size(root, video.frames[0], file=video.file, video=video.video_id)
         if (video.height, video.width) not in ((0, 0), (height, width)):
             raise AnnotationError.at(
                 f"the annotation says [{video.height}, {video.width}] (H, W), but the frame {video.frames[0]} has "
@@ -127,23 +122,6 @@ def locate_frames(video: ReferringVideo, root: str, folder: str) -> None:
         video.height, video.width = height, width
     except AnnotationError as error:
         video.problem = error
-
-
-def image_size(root: str, frame: str, video: ReferringVideo) -> tuple[int, int]:
-    """Return (H, W) of an image as it is stored, from its header.
-
-    Raises:
-        AnnotationError: it cannot be read.
-    """
-    path = os.path.join(root, frame)
-    try:
-        with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
-            width, height = image.size
-            return height, width
-    except PILLOW_ERRORS as error:
-        raise AnnotationError.at(
-            f"the image cannot be read ({error}).", file=path, video=video.video_id, frame=frame
-        ) from error
 
 
 def _videos_of(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -177,7 +155,7 @@ def _parse_frames(frames: Any, **where: Any) -> list[str]:
     names = [check_relative(frame, frame=frame, **where) for frame in frames]
     if len(set(names)) < len(names):
         raise AnnotationError.at("a frame is listed twice in `frames`.", **where)
-    if names not in (sorted(names), sorted(names, key=natural_key)):
+    if names != sorted(names) and names != sorted(names, key=natural_key):
         raise AnnotationError.at("`frames` are not in time order, so it is unclear which mask is whose.", **where)
     return names
 
@@ -187,7 +165,9 @@ def _parse_size(height: Any, width: Any, **where: Any) -> tuple[int, int]:
     if height is None and width is None:
         return 0, 0
     if type(height) is not int or type(width) is not int or height < 1 or width < 1:
-        raise AnnotationError.at(f"`height` is {height!r} and `width` {width!r}; integers are needed.", **where)
+        raise AnnotationError.at(
+            f"`height` is {brief(height)} and `width` {brief(width)}; integers are needed.", **where
+        )
     return height, width
 
 
@@ -198,15 +178,15 @@ def _parse_expression(expression_id: str, data: Any, **where: Any) -> ReferringE
     try:
         check_text(expression_id, "id", **where)
         if not isinstance(data, dict):
-            raise AnnotationError.at(f"the expression is {data!r}; a dict with `exp` is needed.", **where)
+            raise AnnotationError.at(f"the expression is {brief(data)}; a dict with `exp` is needed.", **where)
         expression.text = check_text(data.get("exp"), "exp", **where)
         expression.object_ids = _parse_ids(data.get("obj_id"), "obj_id", **where)
         expression.anno_ids = _parse_ids(data.get("anno_id"), "anno_id", **where)
         expression.type_id = data.get("type_id", TYPE_REFERRING)
         if type(expression.type_id) is not int or not TYPE_REFERRING <= expression.type_id <= TYPE_NO_OBJECT:
             raise AnnotationError.at(
-                f"`type_id` is {expression.type_id!r}; {TYPE_REFERRING} (referring), {TYPE_REASONING} (reasoning) or "
-                f"{TYPE_NO_OBJECT} (no such object) is needed.",
+                f"`type_id` is {brief(expression.type_id)}; {TYPE_REFERRING} (referring), {TYPE_REASONING} "
+                f"(reasoning) or {TYPE_NO_OBJECT} (no such object) is needed.",
                 **where,
             )
     except AnnotationError as error:

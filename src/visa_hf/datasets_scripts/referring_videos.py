@@ -13,8 +13,9 @@ import datasets
 from .annotations import AnnotationError
 from .base import VisaBuilderConfig, VisaDatasetBuilder
 from .features import EXPRESSION_FEATURES, MASK_FEATURES, TYPE_NO_OBJECT, VIDEO_FEATURES
+from .image_files import image_size
 from .mask_files import MaskFile
-from .referring_annotations import ReferringVideo, image_size, locate_frames
+from .referring_annotations import ReferringVideo, locate_frames
 
 EXPRESSIONS = "expressions"
 MASKS = "masks"
@@ -185,12 +186,12 @@ def _check_masks(splits: Sequence[ReferringSplit], *, with_masks: bool) -> None:
 def _check_sizes(video: ReferringVideo, root: str) -> None:
     """Make sure that all frames can be opened and are of one size."""
     for frame in video.frames:
-        height, width = image_size(root, frame, video)
+        height, width = image_size(root, frame, file=video.file, video=video.video_id)
         if (height, width) != (video.height, video.width):
             raise AnnotationError.at(
                 f"the frame has size [{height}, {width}] (H, W), but the first one has "
                 f"[{video.height}, {video.width}].",
-                file=f"{root}/{frame}",
+                file=video.file,
                 video=video.video_id,
                 frame=frame,
             )

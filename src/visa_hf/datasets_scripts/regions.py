@@ -6,7 +6,6 @@ PASCAL-Part) and OpenCV's `fillPoly` (ReasonSeg; the published masks are what it
 """
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from pycocotools import mask as coco
 from visa_hf.rle import RLE
 
 from .annotations import AnnotationError, check_rle
+from .brief import brief
 
 # A polygon may leave the image by this share of a side, as hands slip over the border; beyond, it is of another.
 _TOLERANCE = 0.1
@@ -42,7 +42,7 @@ def segmentation_rle(segmentation: Any, height: int, width: int, **where: Any) -
     parts = [segmentation] if isinstance(segmentation, dict) else segmentation
     if not isinstance(parts, list) or not all(isinstance(part, list | dict) for part in parts):
         raise AnnotationError.at(
-            f"`segmentation` is {_short(segmentation)}; a list of polygons or a run-length mask is needed.", **where
+            f"`segmentation` is {brief(segmentation)}; a list of polygons or a run-length mask is needed.", **where
         )
     rles = []
     for part in parts:
@@ -66,7 +66,7 @@ def check_polygon(coordinates: Any, height: int, width: int, **where: Any) -> No
         AnnotationError: it is not so; `where` (`file`, `video`, `expression`) is named.
     """
     if not isinstance(coordinates, list) or not _are_finite(coordinates):
-        raise AnnotationError.at(f"A polygon is {_short(coordinates)}; a list of finite numbers is needed.", **where)
+        raise AnnotationError.at(f"A polygon is {brief(coordinates)}; a list of finite numbers is needed.", **where)
     if len(coordinates) % 2:
         raise AnnotationError.at(
             f"A polygon has {len(coordinates)} coordinates, an odd number; x and y of each point are needed.", **where
@@ -154,7 +154,7 @@ def _coco_rle(rle: dict[str, Any], height: int, width: int, where: dict[str, Any
         )
     if not all(type(run) is int and run >= 0 for run in counts) or sum(counts) != height * width:
         raise AnnotationError.at(
-            f"The runs {_short(counts)} of a mask must be whole numbers from 0 on that add up to {height * width}, "
+            f"The runs {brief(counts)} of a mask must be whole numbers from 0 on that add up to {height * width}, "
             "the pixels of the image. The mask is damaged or of another size.",
             **where,
         )
@@ -255,8 +255,3 @@ def _are_finite(values: list[Any]) -> bool:
         return set(map(type, values)) <= {int, float} and all(map(math.isfinite, values))
     except OverflowError:  # a whole number beyond all floats
         return False
-
-
-def _short(value: Sequence[Any] | Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

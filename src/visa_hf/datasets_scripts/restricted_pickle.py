@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from .brief import brief
+
 # Kinds of plain numbers and strings, with their bytes per element. Objects ("O") and records ("V") are no plain data.
-_DTYPE = re.compile(r"[<>|=]?[biufcSU][0-9]{1,9}")
+_DTYPE = re.compile(r"[<>|=]?(?:[biufc]|[SU](?=[0-9]*[1-9]))[0-9]{1,9}")
 
 
 class RestrictedPickleError(ValueError):
@@ -39,7 +41,9 @@ class _Dtype:
 
     def __init__(self, code: str) -> None:
         if not isinstance(code, str) or not _DTYPE.fullmatch(code):
-            raise RestrictedPickleError(f"holds a numpy array of dtype {code!r}; plain numbers and strings are read.")
+            raise RestrictedPickleError(
+                f"holds a numpy array of dtype {brief(code)}; plain numbers and strings are read."
+            )
         self.code = code.lstrip("<>|=")
         self.byte_order = code[0] if code[0] in "<>|=" else "="
 
@@ -80,8 +84,10 @@ class _Unpickler(pickle.Unpickler):
             ("numpy._core.numeric", "_frombuffer"): self._frombuffer,
         }
         known |= {("builtins", kind.__name__): kind for kind in (dict, list, tuple, set, frozenset, complex)}
-        known |= {("builtins", kind.__name__): kind for kind in (int, float, str, bool, bytes, bytearray)}
-        known["builtins", "unicode"] = str
+        known |= {("builtins", kind.__name__): kind for kind in (int, float, bool)}
+        known["builtins", "bytes"] = self._bytes
+        known["builtins", "bytearray"] = self._bytearray
+        known["builtins", "str"] = known["builtins", "unicode"] = self._str
         known["builtins", "long"] = int
         if (module, name) not in known:
             raise RestrictedPickleError(
@@ -89,9 +95,24 @@ class _Unpickler(pickle.Unpickler):
             )
         return known[module, name]
 
+    def _bytes(self, *parts: Any) -> bytes:
+        return bytes(self._bytearray(*parts))
+
+    def _bytearray(self, *parts: Any) -> bytearray:
+        # `bytearray(10**12)` would take that much memory, of a pickle of a few bytes.
+        if parts and not isinstance(parts[0], bytes | str | list):
+            raise RestrictedPickleError("asks for bytes by their number instead of giving them.")
+        return bytearray(*parts)
+
+    def _str(self, *parts: Any) -> str:
+        # So would the text of a list that holds itself many times over.
+        if not all(isinstance(part, bytes | str) for part in parts):
+            raise RestrictedPickleError("makes a text of something that is none.")
+        return str(*parts)
+
     def _encode(self, text: str, encoding: str) -> bytes:
         if encoding not in ("latin1", "latin-1"):
-            raise RestrictedPickleError(f"asks for the encoding {encoding!r}; bytes are pickled as latin1.")
+            raise RestrictedPickleError(f"asks for the encoding {brief(encoding)}; bytes are pickled as latin1.")
         return text.encode("latin-1")
 
     def _dtype(self, code: str, *flags: Any) -> _Dtype:
@@ -112,11 +133,9 @@ def _build_array(data: Any, dtype: Any, shape: Any, order: str) -> np.ndarray:
     if not isinstance(dtype, _Dtype):
         raise RestrictedPickleError("holds a numpy array without a plain dtype.")
     if not isinstance(shape, tuple) or not all(type(length) is int and length >= 0 for length in shape):
-        raise RestrictedPickleError(f"holds a numpy array of shape {shape!r}.")
+        raise RestrictedPickleError(f"holds a numpy array of shape {brief(shape)}.")
     data = data.encode("latin-1") if isinstance(data, str) else data
     kind = dtype.resolve()
     if not isinstance(data, bytes) or len(data) != math.prod(shape) * kind.itemsize:
         raise RestrictedPickleError("holds a numpy array whose data do not fill its shape.")
-    if kind.itemsize == 0:
-        return np.zeros(shape, dtype=kind)
     return np.frombuffer(data, dtype=kind).reshape(shape, order="F" if order == "F" else "C")

@@ -96,7 +96,8 @@ class ExpressionSource:
       its answer, and of the others a share has `[SEG]` and then the explanation, the query lower-cased;
     - with an `answer` of its own (your own data), that is the answer. Its only `[SEG]` means all objects of the
       expression; of several, each means one of them, in the order of `anno_ids`;
-    - with a column `annotated` (your own data: which frames have masks), only those can be the target.
+    - with a column `annotated` (your own data: which frames have masks), the target is one of the first expression's,
+      and of the other expressions those stay for which it is known too.
 
     Args:
         name (`str`): goes into samples and errors.
@@ -149,7 +150,8 @@ class ExpressionSource:
         video = int(rng.integers(len(self)))
         rows = self._draw_expressions(rng, video)
         frames = rows[0]["frames"]
-        target_idx, reference_idx = draw_frames(rng, len(frames), self.recipe, _allowed_targets(rows))
+        target_idx, reference_idx = draw_frames(rng, len(frames), self.recipe, rows[0].get("annotated"))
+        rows = [row for row in rows if _is_known(row, target_idx)]
         other = self._draw_other_frame(rng, video)
         # 2) what is said
         form = "mask" if other else self._draw_answer_form(rng, rows)
@@ -188,7 +190,7 @@ class ExpressionSource:
         for row in drawn[1:]:
             if row["frames"] != drawn[0]["frames"]:
                 raise self._error(row, "Its frames are others than those of another expression of the same video.")
-        return _compatible(drawn)
+        return drawn
 
     def _draw_other_frame(self, rng: np.random.Generator, video: int) -> str | None:
         """Return a frame of another video, or `None` for most samples."""
@@ -362,16 +364,6 @@ def _is_explained(row: dict[str, Any]) -> bool:
     return bool(row.get("explanation")) and row.get("answer") is None
 
 
-def _compatible(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the first row and those others that have an annotated frame in common with all before."""
-    kept: list[dict[str, Any]] = []
-    for row in rows:
-        if _allowed_targets([*kept, row]) != []:
-            kept.append(row)
-    return kept
-
-
-def _allowed_targets(rows: list[dict[str, Any]]) -> list[int] | None:
-    """Return the frames that are annotated for all rows, ascending; `None` for all frames."""
-    annotated = [set(frames) for row in rows if (frames := row.get("annotated")) is not None]
-    return sorted(set.intersection(*annotated)) if annotated else None
+def _is_known(row: dict[str, Any], frame_idx: int) -> bool:
+    """Whether a frame's mask is known; without a column `annotated` that of every frame is."""
+    return row.get("annotated") is None or frame_idx in row["annotated"]

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .annotations import AnnotationError, check_text, read_json
+from .brief import brief
 from .class_names import ADE20K_CLASSES, COCO_STUFF_CLASSES
 from .label_images import LabelFolders, LabelImageBuilder
 from .part_annotations import PartBuilder, PartFiles
@@ -195,7 +196,7 @@ def _object_info(file: Path) -> list[str]:
         columns = line.split("\t")
         if len(columns) != 5 or columns[0].strip() != str(number):
             raise AnnotationError.at(
-                f"five columns, the first {number}, are needed, not {line!r}.", file=file, line=number + 1
+                f"five columns, the first {number}, are needed, not {brief(line)}.", file=file, line=number + 1
             )
         names.append(check_text(columns[4].split(",")[0].strip(), "Name", file=file, line=number + 1))
     if len(names) != 150:
@@ -209,7 +210,7 @@ def _labels_txt(file: Path) -> list[str]:
     for number, line in enumerate(_text_lines(file)):
         label, separator, name = line.partition(":")
         if not separator or label.strip() != str(number):
-            raise AnnotationError.at(f"`{number}: NAME` is needed, not {line!r}.", file=file, line=number + 1)
+            raise AnnotationError.at(f"`{number}: NAME` is needed, not {brief(line)}.", file=file, line=number + 1)
         names.append(check_text(name.strip(), "NAME", file=file, line=number + 1))
     if len(names) != 183:
         raise AnnotationError.at(f"has {len(names)} lines; 183 are needed, 0 (unlabeled) to 182.", file=file)

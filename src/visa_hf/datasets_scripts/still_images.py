@@ -5,19 +5,14 @@ the folders is LISA's (https://github.com/dvlab-research/LISA, README, "Training
 """
 
 import os
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from visa_hf.rle import RLE
 
 from .annotations import AnnotationError
-
-# The EXIF orientations that swap the axes.
-_TURNED = (5, 6, 7, 8)
+from .image_files import image_size
 
 
 def set_folder(root: Path, below_root: str) -> str:
@@ -47,30 +42,6 @@ def in_chunks(items: Sequence[Any], num_chunks: int) -> list[tuple[Any, ...]]:
     num_chunks = max(1, min(num_chunks, len(items)))
     borders = [len(items) * number // num_chunks for number in range(num_chunks + 1)]
     return [tuple(items[start:end]) for start, end in zip(borders[:-1], borders[1:], strict=True)]
-
-
-def image_size(root: str | Path, frame: str, **where: Any) -> tuple[int, int]:
-    """Read (H, W) from the header of an image, upright (EXIF).
-
-    Args:
-        root (`str` or `Path`): the data folder.
-        frame (`str`): path below it.
-        where: `file`, `video`, `expression`: what an error names besides the frame.
-
-    Raises:
-        AnnotationError: the image is missing or cannot be read.
-    """
-    try:
-        with warnings.catch_warnings(action="ignore"), Image.open(os.path.join(root, frame)) as image:
-            height, width = image.height, image.width
-            # Asking a PNG for its EXIF would decode all of it.
-            may_be_turned = image.format != "PNG" or "exif" in image.info
-            is_turned = may_be_turned and image.getexif().get(0x0112) in _TURNED
-    except FileNotFoundError as error:
-        raise AnnotationError.at(f"there is no such image in {root}.", frame=frame, **where) from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow on damaged files
-        raise AnnotationError.at(f"the image cannot be read ({error}).", frame=frame, **where) from error
-    return (width, height) if is_turned else (height, width)
 
 
 def check_image_size(root: str | Path, frame: str, size: tuple[int, int], **where: Any) -> None:

@@ -79,12 +79,10 @@ def _load_source(
 ) -> Source:
     """Prepare one data set and make a source of it."""
     known = KNOWN_DATASETS[source.dataset]
-    # Only when it differs: it is part of the name of the cache.
-    options = {} if on_error == "raise" else {"on_error": on_error}
     rows: list[datasets.Dataset] = []
     for config in known.configs:
         builder = getattr(datasets_scripts, known.builder)(
-            config_name=config, data_dir=folder, cache_dir=cache_dir, **options
+            config_name=config, data_dir=folder, cache_dir=cache_dir, on_error=on_error
         )
         builder.download_and_prepare(num_proc=num_proc)
         if source.split not in builder.info.splits:
