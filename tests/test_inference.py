@@ -569,3 +569,14 @@ def test_progress_goes_to_stderr(ask, tiny_clip, capsys):
     ask(tiny_clip, "it")
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("", "")
+
+
+# Who chooses the target
+
+
+def test_a_sampler_chooses_the_target_unless_it_is_named(ask, tiny_clip):
+    last = ask(tiny_clip, "it", sampler=lambda view, query: view.select(view.at_share(1.0), f"{query}: the end"))
+    assert last.frame_selection.target_idx == 11 and last.frame_selection.reason.startswith("it: the end")
+    assert ask(tiny_clip, "it", sampler="visa").frame_selection.reason.startswith("text-guided: ")
+    named = ask(tiny_clip, "it", sampler="visa", target_frame=2)
+    assert named.frame_selection.target_idx == 2

@@ -12,7 +12,7 @@ import pickle
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from transformers import PreTrainedModel
 
 from visa_hf.demo import make_demo_model
+from visa_hf.modeling.frame_samplers_visa import FrameSampler
 from visa_hf.modeling.modeling_visa import VisaForVideoSegmentation
 from visa_hf.modeling.outputs_visa import PackedMask, VideoFrameOutput, VideoSegmentation
 from visa_hf.modeling.processing_visa import VisaProcessor
@@ -61,6 +62,7 @@ def segment(
     reference_frames: Sequence[int] | None = None,
     num_reference_frames: int | None = None,
     first_mask: np.ndarray | torch.Tensor | None = None,
+    sampler: FrameSampler | Literal["visa"] | None = None,
     threshold: float = 0.5,
     start: float | str | None = None,
     end: float | str | None = None,
@@ -91,6 +93,9 @@ def segment(
         num_reference_frames (`int`, *optional*): how many are chosen; the checkpoint's number, usually 12, by default.
         first_mask (array of shape `(H, W)` or `(K, H, W)`, *optional*): masks of K objects on the target frame, which
             are tracked instead of asking the model.
+        sampler (callable or `"visa"`, *optional*): chooses the frames for each query, unless `target_frame` or a
+            mask does; see `frame_samplers_visa.py`. `"visa"` asks the checkpoint's own language model where in the
+            video the thing is best seen.
         threshold (`float`, defaults to 0.5): probability above which a pixel of the target frame is in the mask. In
             the other frames the tracker decides between the objects and the background.
         start, end (`float` or `str`, *optional*): part of the video to use, without its end: seconds, or frame numbers
@@ -126,6 +131,7 @@ def segment(
         threshold=threshold,
         fps=fps,
         allow_truncated=allow_truncated,
+        sampler=sampler,
     ) as session:
         asked: dict[str, Any] = {
             "target_frame": target_frame,

@@ -459,3 +459,16 @@ def test_interruption_ends_with_130_and_leaves_nothing_behind(tmp_path, sent):
     assert printed == "" and "Traceback" not in errors
     assert errors.endswith(f"visa: interrupted. Nothing was written to `{work / 'out'}`.\n")
     assert list(work.iterdir()) == []
+
+
+def test_the_target_comes_from_a_sampler_or_a_file(visa, inputs, tmp_path):
+    code, _, _ = visa(inputs / "clip.mp4", "it", "-o", tmp_path / "asked", "--sampler", "visa")
+    assert code == 0
+    percentages = tmp_path / "percentages.json"
+    percentages.write_text(json.dumps({"clip": {"it": 100}}))
+    code, _, errors = visa(inputs / "clip.mp4", "it", "-o", tmp_path / "stored", "--percentages", percentages)
+    assert (code, errors) == (0, "")
+    (row,) = read_rows(tmp_path / "stored")
+    assert row["target_frame"] == max(map(int, row["masks"]))
+    code, _, errors = visa(inputs / "clip.mp4", "that", "-o", tmp_path / "none", "--percentages", percentages)
+    assert code == 2 and "'that'" in errors

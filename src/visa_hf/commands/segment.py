@@ -31,6 +31,7 @@ from visa_hf.inference import (
     progress_bar,
     resolve_device,
 )
+from visa_hf.modeling.frame_samplers_visa import PercentagesFrameSampler
 from visa_hf.modeling.frame_source_visa import image_files_of
 from visa_hf.modeling.outputs_visa import VideoFrameOutput, VideoSegmentation
 from visa_hf.modeling.video_session_visa import VisaVideoSession
@@ -84,6 +85,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     frames.add_argument(
         "--target-frame", metavar="N", type=int, help="frame that the model segments (default: middle)"
     )
+    chosen = frames.add_mutually_exclusive_group()
+    chosen.add_argument(
+        "--sampler",
+        choices=("middle", "visa"),
+        default="middle",
+        help="who chooses the target frame: the middle one (default), or the checkpoint's language model, asked where "
+        "in the video the thing is best seen",
+    )
+    chosen.add_argument(
+        "--percentages",
+        metavar="JSON",
+        type=_path,
+        help="take target frames from a file instead: where in the video, in percent, by video and query",
+    )
     frames.add_argument("--reference-frames", metavar="N,N,...", type=_numbers, help="further frames that it sees")
     frames.add_argument("--num-reference-frames", metavar="N", type=int, help="how many are chosen automatically")
     frames.add_argument(
@@ -136,6 +151,9 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"`{args.video}` is no file or folder. Give the path of a video; download it first.")
     resolve_device(args.device)
     first_mask = None if args.first_mask is None else read_mask(args.first_mask)
+    sampler: Any = "visa" if args.sampler == "visa" else None
+    if args.percentages is not None:
+        sampler = PercentagesFrameSampler(args.percentages)
     replaced = [Path(os.path.realpath(args.output / name)) for name in OUTPUT_NAMES]
     video = Path(os.path.realpath(args.video))
     if any(video == place or place in video.parents for place in replaced):
@@ -154,6 +172,7 @@ def run(args: argparse.Namespace) -> int:
                 want_probs=args.soft,
                 fps=args.fps,
                 allow_truncated=args.allow_truncated,
+                sampler=sampler,
             )
         )
         asked: dict[str, Any] = {

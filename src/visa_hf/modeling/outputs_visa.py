@@ -78,6 +78,8 @@ class FrameSelection:
         reference_idx (`tuple[int, ...]`): context frames, ascending, none twice; may contain the target.
         num_frames (`int`): frames of the video.
         reason (`str`): how the frames were chosen, for people to read.
+        scores (tuple of pairs of `int` and `float`): frames that a sampler considered as targets, each with its
+            probability; several answers may mean the same frame. Empty where nothing was weighed.
 
     Raises:
         ValueError: if an index lies outside the video, or the references are not ascending.
@@ -87,6 +89,7 @@ class FrameSelection:
     reference_idx: tuple[int, ...]
     num_frames: int
     reason: str = ""
+    scores: tuple[tuple[int, float], ...] = ()
 
     def __post_init__(self) -> None:
         for idx in (self.target_idx, *self.reference_idx):

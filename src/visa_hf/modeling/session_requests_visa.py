@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .frame_samplers_visa import FrameSampler, VideoView, sample_frames
 from .frame_sampling_visa import select_frames
 from .outputs_visa import FrameSelection
 
@@ -31,6 +32,7 @@ class QueryRequest:
     reference_strategy: str | None = None
     answer: str | None = None
     first_mask: Tensor | np.ndarray | None = None
+    sampler: FrameSampler | str | None = None
 
     @property
     def has_mask(self) -> bool:
@@ -168,6 +170,70 @@ def selected_frames(
     if not session.is_streaming:
         return selection
     return _held_frames(session, selection, is_given=references is not None)
+
+
+def check_sampler(sampler: Any) -> None:
+    """Refuse what is neither a sampler, nor the name of one, nor `None`."""
+    if not (sampler is None or sampler == "visa" or callable(sampler)):
+        raise TypeError(
+            f'`sampler` is {sampler!r} but must be "visa", or a callable `sampler(view, query)` that returns a '
+            "`FrameSelection`."
+        )
+
+
+def sampler_of(session: Any, request: QueryRequest) -> Any:
+    """Return the sampler that chooses the target of a query: its own, or else the session's; `None` for none.
+
+    Raises:
+        TypeError: if it is no sampler.
+        ValueError: if the query has a sampler of its own, but also a target or a mask, or is asked in a stream.
+    """
+    check_sampler(request.sampler)
+    if request.sampler is None:
+        has_target = request.has_mask or request.target_frame is not None
+        return None if has_target else session.sampler
+    if session.is_streaming:
+        raise ValueError(
+            "A `sampler` is given, but in a stream a query is about the current frame. Leave the sampler out."
+        )
+    if request.has_mask or request.target_frame is not None:
+        given = "first_mask" if request.has_mask else "target_frame"
+        raise ValueError(
+            f"A `sampler` and a `{given}` are both given, but the sampler chooses the target frame. Leave one out."
+        )
+    return request.sampler
+
+
+def sampled_frames(
+    session: Any,
+    request: QueryRequest,
+    sampler: FrameSampler,
+    unsampled: FrameSelection,
+    anchor: int | None,
+    *,
+    default_number: int,
+    strategy: str,
+) -> FrameSelection:
+    """Let a sampler choose the target of a query, and references unless the query names them.
+
+    `unsampled` is what `selected_frames` returned for the query; `anchor` is as of `check_target`.
+    """
+    first, stop = session.first_frame, session.stop_frame
+    number = request.num_reference_frames
+    start = first if anchor is None else first + (anchor - first) % session.every
+    view = VideoView(
+        session.source,
+        first,
+        stop,
+        num_reference_frames=default_number if number is None else whole_number("num_reference_frames", number),
+        strategy="stride" if session.mode == "published" else request.reference_strategy or strategy,
+        targets=range(first, stop) if anchor is None else range(start, stop, session.every),
+        session=session,
+    )
+    selection = sample_frames(sampler, view, request.query or "")
+    if request.reference_frames is None:
+        return selection
+    return dataclasses.replace(selection, reference_idx=unsampled.reference_idx)
 
 
 def _current_frame(session: Any, target: int | None) -> int:

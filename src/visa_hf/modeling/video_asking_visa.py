@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .frame_samplers_visa import FrameSampler
 from .outputs_visa import FrameSelection
 from .session_requests_visa import (
     QueryRequest,
@@ -19,8 +20,11 @@ from .session_requests_visa import (
     check_target,
     check_words,
     given_masks,
+    sampled_frames,
+    sampler_of,
     selected_frames,
 )
+from .text_guided_sampling_visa import VisaFrameSampler
 from .video_answering_visa import Answer, Question, VisaAnsweringMixin
 from .video_session_visa import VisaVideoSession
 
@@ -39,6 +43,7 @@ class VisaAskingMixin(VisaAnsweringMixin):
         reference_strategy: str | None = None,
         answer: str | None = None,
         first_mask: Tensor | np.ndarray | None = None,
+        sampler: FrameSampler | str | None = None,
         **generate_kwargs: Any,
     ) -> int:
         """Ask a query about the session's video, and keep its masks on the target frame.
@@ -61,6 +66,9 @@ class VisaAskingMixin(VisaAnsweringMixin):
             first_mask (`torch.Tensor` or `np.ndarray` of shape `(H, W)` or `(K, H, W)`, bool or two values of which
                 one is 0, *optional*): masks of K objects on the target frame, which must not overlap. The language
                 model is then not asked.
+            sampler (*optional*): chooses the target frame, and references unless they are named: a callable
+                `sampler(view, query)` that is given a [`VideoView`] and returns a [`FrameSelection`], or `"visa"`, the
+                model itself (`VisaFrameSampler`); the session's by default, which a `target_frame` overrules.
             generate_kwargs: for `generate_masks` (`max_new_tokens`, `do_sample`, ...); greedy decoding by default.
 
         Returns:
@@ -74,7 +82,14 @@ class VisaAskingMixin(VisaAnsweringMixin):
                 after its end.
         """
         request = QueryRequest(
-            query, target_frame, reference_frames, num_reference_frames, reference_strategy, answer, first_mask
+            query,
+            target_frame,
+            reference_frames,
+            num_reference_frames,
+            reference_strategy,
+            answer,
+            first_mask,
+            sampler,
         )
         return self._add_requests(session, [request], generate_kwargs)[0]
 
@@ -88,6 +103,7 @@ class VisaAskingMixin(VisaAnsweringMixin):
         num_reference_frames: int | None = None,
         reference_strategy: str | None = None,
         answer: str | None = None,
+        sampler: FrameSampler | str | None = None,
         **generate_kwargs: Any,
     ) -> list[int]:
         """Ask several queries together: the same as `add_query` one after the other, at less cost.
@@ -98,7 +114,8 @@ class VisaAskingMixin(VisaAnsweringMixin):
             session (`VisaVideoSession`): the video.
             queries (sequence of `str` or `dict`): what to segment; a dictionary has arguments of `add_query`, which
                 count more than those below.
-            target_frame, reference_frames, num_reference_frames, reference_strategy, answer: for all queries.
+            target_frame, reference_frames, num_reference_frames, reference_strategy, answer, sampler: for all
+                queries.
             generate_kwargs: for `generate_masks`. Anything but greedy decoding answers the queries one by one.
 
         Returns:
@@ -115,6 +132,7 @@ class VisaAskingMixin(VisaAnsweringMixin):
             "num_reference_frames": num_reference_frames,
             "reference_strategy": reference_strategy,
             "answer": answer,
+            "sampler": sampler,
         }
         return self._add_requests(session, [as_request(query, common) for query in queries], generate_kwargs)
 
@@ -125,25 +143,32 @@ class VisaAskingMixin(VisaAnsweringMixin):
         # 1) Check everything, before anything is computed.
         if session.is_streaming:
             _check_stream(session)
-        selections: list[FrameSelection] = []
-        anchor = session.anchor_frame
+        defaults = {
+            "default_number": self.config.num_reference_frames,
+            "strategy": self.config.reference_strategy,
+        }
+        samplers, unsampled = [], []
         for request in requests:
             check_words(request)
-            selection = selected_frames(
-                session,
-                request,
-                default_number=self.config.num_reference_frames,
-                strategy=self.config.reference_strategy,
-            )
-            check_target(session, self.tracker, selection, anchor)
-            anchor = selection.target_idx if anchor is None else anchor
-            selections.append(selection)
+            samplers.append(sampler_of(session, request))
+            unsampled.append(selected_frames(session, request, **defaults))
         masks = [
             None if request.first_mask is None else given_masks(request.first_mask, session.height, session.width)
             for request in requests
         ]
 
-        # 2) Ask.
+        # 2) Choose frames; a sampler may look at the video.
+        selections: list[FrameSelection] = []
+        anchor = session.anchor_frame
+        for request, sampler, selection in zip(requests, samplers, unsampled, strict=True):
+            if sampler is not None:
+                chooser = VisaFrameSampler(self) if sampler == "visa" else sampler
+                selection = sampled_frames(session, request, chooser, selection, anchor, **defaults)
+            check_target(session, self.tracker, selection, anchor)
+            anchor = selection.target_idx if anchor is None else anchor
+            selections.append(selection)
+
+        # 3) Ask.
         asked = [position for position, given in enumerate(masks) if given is None]
         questions = [
             Question(requests[position].query or "", selections[position], requests[position].answer)
@@ -151,7 +176,7 @@ class VisaAskingMixin(VisaAnsweringMixin):
         ]
         answers = dict(zip(asked, self._answer(session, questions, generate_kwargs), strict=True))
 
-        # 3) Add, all or none.
+        # 4) Add, all or none.
         results: list[dict[str, Any]] = []
         for position, (request, selection, given) in enumerate(zip(requests, selections, masks, strict=True)):
             if given is not None:

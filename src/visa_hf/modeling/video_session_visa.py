@@ -19,8 +19,8 @@ from .frame_source_visa import FrameSource, open_frames
 from .outputs_visa import FrameSelection
 from .session_cache_visa import SessionCache
 from .session_requests_visa import check_query as check_query
+from .session_requests_visa import check_sampler, whole_number
 from .session_requests_visa import is_blank as is_blank
-from .session_requests_visa import whole_number
 from .stream_frames_visa import StreamFrames
 
 SessionMode = Literal["shared", "published"]
@@ -79,6 +79,8 @@ class VisaVideoSession:
         mode (`str`, defaults to `"shared"`): `"published"` follows VISA's released evaluation step by step, without
             sharing anything: the language model is asked on every frame, with the published references and answer,
             and only the mask of the target is used; the tracker goes through the video for each query by itself.
+        sampler (*optional*): chooses the target frame of queries that name none: a callable, as of `add_query`, or
+            `"visa"`; the middle frame by default. Not for streams.
         max_queries_per_batch (`int`, defaults to 8): queries that are answered, or go through the tracker's networks,
             together; it bounds the memory that is needed at once.
         max_tracked_queries (`int`, defaults to 64): queries whose memory the tracker holds at once. With more of them
@@ -119,6 +121,7 @@ class VisaVideoSession:
         max_cached_frames: int = 64,
         streaming: bool = False,
         mode: SessionMode = "shared",
+        sampler: Any = None,
         max_queries_per_batch: int = 8,
         max_tracked_queries: int = 64,
         max_cached_features: int = 256,
@@ -144,14 +147,18 @@ class VisaVideoSession:
             raise ValueError(f'`mode` is {mode!r} but must be "shared" or "published".')
         if cache_dtype is not None and not (isinstance(cache_dtype, torch.dtype) and cache_dtype.is_floating_point):
             raise TypeError(f"`cache_dtype` is {cache_dtype!r} but must be a floating dtype, like `torch.float16`.")
+        check_sampler(sampler)
         if streaming:
-            _check_stream(video, mode, {"start": start, "end": end, "max_frames": max_frames}, every)
+            _check_stream(
+                video, mode, {"start": start, "end": end, "max_frames": max_frames, "sampler": sampler}, every
+            )
         self.processor = processor
         self.every = every
         self.threshold = threshold
         self.want_probs = want_probs
         self.is_streaming = streaming
         self.mode = mode
+        self.sampler = sampler
         self.max_queries_per_batch = _at_least(1, "max_queries_per_batch", max_queries_per_batch)
         self.max_tracked_queries = _at_least(1, "max_tracked_queries", max_tracked_queries)
         self.max_cached_tracker_frames = _at_least(0, "max_cached_tracker_frames", max_cached_tracker_frames)
