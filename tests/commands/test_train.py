@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -34,39 +35,44 @@ def cache(tmp_path_factory):
 @pytest.fixture
 def write(world, cache, tmp_path):
     """Write a recipe of a few steps with LoRA; `changes` are values by name."""
+    return lambda **changes: write_recipe(tmp_path / "recipe.yaml", world, cache, changes)
 
-    def write(name="recipe.yaml", **changes):
-        recipe = {
-            "model": {"preset": "tiny", "weights": "random", "options": {"tracker_config": None}},
-            "trained": {"lora_dropout": 0.1},
-            "data": {
-                "mixture": {
-                    "groups": {"rvos": {"weight": 1, "sources": {"revos": {"weight": 1, "sampling": SAMPLING}}}}
-                },
-                "folders": {"revos": str(world)},
-                "cache_dir": str(cache),
-            },
-            "schedule": {"epochs": 1, "steps_per_epoch": NUM_STEPS, "global_batch_size": 2},
-            "arguments": {
-                "per_device_train_batch_size": 1,
-                "learning_rate": 1e-3,
-                "save_strategy": "steps",
-                "save_steps": 2,
-                "logging_steps": 1,
-                "report_to": "none",
-                "disable_tqdm": True,
-                "use_cpu": True,
-                "seed": 5,
-            },
-        }
-        for key, value in changes.items():
-            section, field = key.split("__")
-            recipe.setdefault(section, {})[field] = value
-        path = tmp_path / name
-        path.write_text(yaml.safe_dump(recipe))
-        return path
 
-    return write
+@pytest.fixture(scope="module")
+def finished(world, cache, tmp_path_factory):
+    """Folder of a training that ran to its end; not to be changed."""
+    folder = tmp_path_factory.mktemp("finished")
+    assert train(write_recipe(folder / "recipe.yaml", world, cache, {}), "-o", folder / "out") == 0
+    return folder / "out"
+
+
+def write_recipe(path, world, cache, changes):
+    recipe = {
+        "model": {"preset": "tiny", "weights": "random", "options": {"tracker_config": None}},
+        "trained": {"lora_dropout": 0.1},
+        "data": {
+            "mixture": {"groups": {"rvos": {"weight": 1, "sources": {"revos": {"weight": 1, "sampling": SAMPLING}}}}},
+            "folders": {"revos": str(world)},
+            "cache_dir": str(cache),
+        },
+        "schedule": {"epochs": 1, "steps_per_epoch": NUM_STEPS, "global_batch_size": 2},
+        "arguments": {
+            "per_device_train_batch_size": 1,
+            "learning_rate": 1e-3,
+            "save_strategy": "steps",
+            "save_steps": 2,
+            "logging_steps": 1,
+            "report_to": "none",
+            "disable_tqdm": True,
+            "use_cpu": True,
+            "seed": 5,
+        },
+    }
+    for key, value in changes.items():
+        section, field = key.split("__")
+        recipe.setdefault(section, {})[field] = value
+    path.write_text(yaml.safe_dump(recipe))
+    return path
 
 
 SAMPLING = {"min_reference_frames": 1, "max_reference_frames": 2, "min_video_frames": 1}
@@ -82,14 +88,12 @@ def train(*arguments):
     return cli.main(["train", *map(str, arguments)])
 
 
-def test_a_training_from_nothing_ends_in_an_adapter_that_merges_into_a_model(write, tmp_path, capsys):
-    assert train(write(), "-o", tmp_path / "out") == 0
-    assert capsys.readouterr().out.endswith(f"wrote {tmp_path / 'out' / 'final'}\n")
-    assert (tmp_path / "out" / "final" / "adapter_model.safetensors").is_file()
-    assert [step for step, _ in losses(tmp_path / "out" / "checkpoint-4")] == [1, 2, 3, 4]
-    assert cli.main(["merge", str(tmp_path / "out" / "final"), "-o", str(tmp_path / "merged")]) == 0
+def test_a_training_from_nothing_ends_in_an_adapter_that_merges_into_a_model(finished, tmp_path):
+    assert (finished / "final" / "adapter_model.safetensors").is_file()
+    assert [step for step, _ in losses(finished / "checkpoint-4")] == [1, 2, 3, 4]
+    assert cli.main(["merge", str(finished / "final"), "-o", str(tmp_path / "merged")]) == 0
     merged = AutoModel.from_pretrained(tmp_path / "merged")
-    base = AutoModel.from_pretrained(tmp_path / "out" / "base")
+    base = AutoModel.from_pretrained(finished / "base")
     AutoProcessor.from_pretrained(tmp_path / "merged")
     changed = {
         name for name, parameter in merged.named_parameters() if not torch.equal(parameter, base.get_parameter(name))
@@ -98,23 +102,18 @@ def test_a_training_from_nothing_ends_in_an_adapter_that_merges_into_a_model(wri
     assert not any(name.startswith("model.vision_tower") for name in changed)
 
 
-def test_a_stopped_training_goes_on_as_if_it_had_not_been(write, tmp_path):
-    assert train(write(), "-o", tmp_path / "whole") == 0
-    assert train(write(), "-o", tmp_path / "stopped") == 0
-    # Back to where it was after two steps.
-    for name in ("checkpoint-4", "final"):
-        (tmp_path / "stopped" / name).rename(tmp_path / name)
-    assert train(write(), "-o", tmp_path / "stopped") == 0
-    assert losses(tmp_path / "stopped" / "checkpoint-4") == losses(tmp_path / "whole" / "checkpoint-4")
-    for name in ("adapter_model.safetensors",):
-        assert (tmp_path / "stopped" / "final" / name).read_bytes() == (
-            tmp_path / "whole" / "final" / name
-        ).read_bytes()
-
-
-def test_the_folder_of_another_recipe_is_refused(write, tmp_path, capsys):
+def test_a_stopped_training_goes_on_as_if_it_had_not_been(write, finished, tmp_path, capsys):
+    # As it was after two steps.
+    shutil.copytree(finished, tmp_path / "out", ignore=shutil.ignore_patterns("checkpoint-4", "final"))
     assert train(write(), "-o", tmp_path / "out") == 0
-    assert train(write(arguments__learning_rate=1e-4, arguments__seed=6), "-o", tmp_path / "out") == 2
+    assert capsys.readouterr().out.endswith(f"wrote {tmp_path / 'out' / 'final'}\n")
+    assert losses(tmp_path / "out" / "checkpoint-4") == losses(finished / "checkpoint-4")
+    weights = [folder / "final" / "adapter_model.safetensors" for folder in (tmp_path / "out", finished)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def test_the_folder_of_another_recipe_is_refused(write, finished, capsys):
+    assert train(write(arguments__learning_rate=1e-4, arguments__seed=6), "-o", finished) == 2
     expected = "holds a training with another recipe: `arguments.learning_rate`, `arguments.seed` differs."
     assert expected in capsys.readouterr().err
 
@@ -146,10 +145,65 @@ def test_a_dry_run_tells_the_plan_and_writes_nothing(write, tmp_path, capsys):
 
 def test_weights_and_output_are_asked_for(write, tmp_path, capsys):
     assert train(write(model__weights=None), "-o", tmp_path / "out") == 2
-    assert "`model.weights` is missing" in capsys.readouterr().err
+    assert "`model`: `weights` is missing" in capsys.readouterr().err
     assert train(write()) == 2
     assert "No output folder is given." in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_recipe_that_came_to_nothing_may_be_corrected(write, tmp_path, capsys):
+    """The split is found to be wrong when the data set is read; the folder holds the recipe by then."""
+    wrong = write(
+        data__mixture={"groups": {"a": {"weight": 1, "sources": {"revos": {"weight": 1, "split": "tarin"}}}}}
+    )
+    assert train(wrong, "-o", tmp_path / "out") == 2
+    expected = f"{wrong}, line {wrong.read_text().splitlines().index('data:') + 2}: `data`: Source `revos` is to have"
+    assert expected in capsys.readouterr().err
+    assert train(write(schedule__steps_per_epoch=1), "-o", tmp_path / "out") == 0
+
+
+def test_an_unknown_split_of_the_evaluation_is_named_with_its_line(write, world, tmp_path, capsys):
+    evaluation = {"evaluation__dataset": "revos", "evaluation__folder": str(world), "evaluation__split": "test"}
+    recipe = write(arguments__eval_strategy="steps", **evaluation)
+    assert train(recipe, "-o", tmp_path / "out") == 2
+    line = recipe.read_text().splitlines().index("evaluation:") + 2
+    assert (
+        f"{recipe}, line {line}: `evaluation`: Source `revos` is to have the split 'test'" in capsys.readouterr().err
+    )
+
+
+def test_what_changes_no_step_may_differ_when_a_training_is_continued(write, finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "out", ignore=shutil.ignore_patterns("final"))
+    assert (
+        train(write(arguments__dataloader_num_workers=1, arguments__save_total_limit=3), "-o", tmp_path / "out") == 0
+    )
+    assert (tmp_path / "out" / "final" / "adapter_model.safetensors").is_file()
+
+
+def test_an_interruption_says_how_to_go_on(write, tmp_path, capsys, monkeypatch):
+    from visa_hf.trainer import VisaTrainer
+
+    step = VisaTrainer.training_step
+
+    def interrupted(self, *args, **kwargs):
+        if self.state.global_step == 3:
+            raise KeyboardInterrupt
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(VisaTrainer, "training_step", interrupted)
+    assert train(write(), "-o", tmp_path / "out") == 130
+    expected = f"visa: interrupted. The same command goes on from `{tmp_path / 'out' / 'checkpoint-2'}`."
+    assert expected in capsys.readouterr().err
+    assert train(write(arguments__save_steps=4), "-o", tmp_path / "new") == 130
+    assert "The same command begins again: there is no whole checkpoint yet." in capsys.readouterr().err
+
+
+def test_a_model_with_a_tracker_is_trained_and_keeps_it(write, tmp_path):
+    assert train(write(model__options={}, schedule__steps_per_epoch=1), "-o", tmp_path / "out") == 0
+    # Moved together, the adapter still finds its base.
+    (tmp_path / "out").rename(tmp_path / "moved")
+    assert cli.main(["merge", str(tmp_path / "moved" / "final"), "-o", str(tmp_path / "merged")]) == 0
+    assert AutoModel.from_pretrained(tmp_path / "merged").tracker is not None
 
 
 def test_options_that_do_not_fit_the_model_are_named(write, tmp_path, capsys):
@@ -157,9 +211,9 @@ def test_options_that_do_not_fit_the_model_are_named(write, tmp_path, capsys):
     assert "bce_loss_weight" in capsys.readouterr().err
 
 
-def test_a_killed_training_continues(write, tmp_path):
+def test_a_killed_training_continues(write, finished, tmp_path):
     """A real process, kill -9 in the middle."""
-    recipe = write(arguments__save_steps=1, schedule__steps_per_epoch=6)
+    recipe = write(arguments__save_steps=1, schedule__steps_per_epoch=NUM_STEPS)
     command = [sys.executable, "-m", "visa_hf", "train", str(recipe), "-o", str(tmp_path / "out")]
     process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 120
@@ -169,6 +223,6 @@ def test_a_killed_training_continues(write, tmp_path):
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
+    assert not (tmp_path / "out" / "final").exists()
     assert train(recipe, "-o", tmp_path / "out") == 0
-    assert train(recipe, "-o", tmp_path / "whole") == 0
-    assert losses(tmp_path / "out" / "checkpoint-6") == losses(tmp_path / "whole" / "checkpoint-6")
+    assert losses(tmp_path / "out" / "checkpoint-4") == losses(finished / "checkpoint-4")

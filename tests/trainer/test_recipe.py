@@ -105,6 +105,23 @@ def test_overrides_replace_and_add_values(write):
         ("weight: 1", "weight: -1", 10, "weight"),
         ("sources: {own_data: 1}", "sources: {owndata: 1}", 11, "unknown data set `owndata`"),
         ("model:", "model: [", None, "this is not YAML"),
+        ("batch_size: 2", "batch_size: 0", 19, "`arguments.per_device_train_batch_size` is 0 but must be at least 1."),
+        ("report_to: none", "deepspeed: zero4", 21, "`arguments.deepspeed` is 'zero4' but must be zero2, zero3 or a"),
+        ("report_to: none", "eval_strategy: steps", 21, "there is no section `evaluation` to measure on."),
+        ("schedule:", "evaluation: {dataset: rvos, folder: .}\nschedule:", 14, "`dataset` is 'rvos'. Did you mean"),
+        ("schedule:", "evaluation: {dataset: revos, folder: .}\nschedule:", 14, "nothing says when."),
+        (
+            "schedule:",
+            "evaluation: {dataset: revos, folder: ., sampling: {min_frames: 1}}\nschedule:",
+            14,
+            "`sampling` has the unknown key `min_frames`.",
+        ),
+        (
+            "schedule:",
+            "evaluation: {dataset: revos, folder: ., sampling: {lower_case: 1}}\nschedule:",
+            14,
+            "`sampling`: `lower_case` is 1 but must be true or false.",
+        ),
     ],
 )
 def test_a_bad_recipe_stops_with_file_and_line(write, tmp_path, old, new, line, message):
@@ -118,6 +135,25 @@ def test_a_source_without_a_folder_is_named(write, tmp_path):
     path = write((f"  folders:\n    own_data: {tmp_path / 'data'}\n", ""))
     with pytest.raises(ValueError, match="draws from `own_data`, which is not at hand.*--override data.folders.NAME"):
         read_recipe(path)
+
+
+def test_a_batch_error_names_the_line_of_the_schedule(write):
+    path = write()
+    with pytest.raises(ValueError, match=re.escape(f"{path}, line 15: `schedule`: `global_batch_size` is 8")):
+        read_recipe(path).accumulation_steps(3)
+
+
+def test_a_bare_no_is_a_strategy(write):
+    assert read_recipe(write(("report_to: none", "save_strategy: no"))).arguments["save_strategy"] == "no"
+
+
+def test_an_evaluation_samples_as_it_says_and_never_from_other_videos(write):
+    section = "evaluation:\n  dataset: revos\n  folder: .\n  split: train\n  sampling: {max_reference_frames: 9}\n"
+    path = write(("schedule:", section + "schedule:"), ("report_to: none", "eval_strategy: steps\n  eval_steps: 2"))
+    (source,) = read_recipe(path).evaluation.mixture().sources
+    assert (source.name, source.dataset, source.split, source.data_dir) == ("revos", "revos", "train", ".")
+    assert source.recipe.max_reference_frames == 9 and source.recipe.min_video_frames == 2
+    assert source.recipe.foreign_probability == 0.0
 
 
 @pytest.mark.parametrize(
@@ -135,7 +171,7 @@ def test_a_bad_override_is_named(write, assignment, message):
 
 
 def test_an_unknown_recipe_lists_the_bundled_ones():
-    with pytest.raises(FileNotFoundError, match="finetune_own_data, tiny_synthetic, visa_13b, visa_7b"):
+    with pytest.raises(FileNotFoundError, match="finetune_own_data, overfit_synthetic, tiny_synthetic, visa_13b"):
         find_recipe("visa_70b")
 
 
@@ -161,7 +197,7 @@ def test_the_published_recipes_are_the_published_ones(name, steps, rate, schedul
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_bundled_recipe_makes_arguments(path: Path, tmp_path):
-    own = {"finetune_own_data": ["own_data"], "tiny_synthetic": ["revos"]}
+    own = {"finetune_own_data": ["own_data"], "tiny_synthetic": ["revos"], "overfit_synthetic": ["revos"]}
     published = ["sem_seg", "refer_seg", "vqa", "reason_seg", "chatunivi", "rvos"]
     folders = [f"data.folders.{name}={tmp_path}" for name in own.get(path.stem, published)]
     recipe = read_recipe(path.stem, [*folders, "arguments.bf16=false", "arguments.deepspeed=null"])

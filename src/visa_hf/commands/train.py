@@ -1,7 +1,10 @@
 """`visa train RECIPE -o OUT`: a training as a recipe says it, alone or under a launcher."""
 
 import argparse
+import logging
 import os
+import sys
+import warnings
 from pathlib import Path
 
 
@@ -10,8 +13,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = "Train or fine-tune as a recipe says. A training that was stopped goes on where it was."
     parser.epilog = (
         "Several processes: `torchrun --nproc_per_node=8 --no-python visa train RECIPE -o OUT`, and likewise "
-        "`accelerate launch` and `deepspeed`. OUT holds recipe.yaml, checkpoint-N folders, logs for TensorBoard, and "
-        "at the end `final`: an adapter, which `visa merge` folds into a model, or a whole model."
+        "`accelerate launch -m visa_hf train` and `deepspeed --no_local_rank --module visa_hf train`. OUT holds "
+        "recipe.yaml, checkpoint-N folders, logs for TensorBoard, and at the end `final`: an adapter, which `visa "
+        "merge` folds into a model, or a whole model."
     )
     parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or a bundled recipe such as visa_7b")
     parser.add_argument("-o", "--output", metavar="OUT", type=Path, help="folder of the training")
@@ -26,8 +30,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--processes", metavar="N", type=int, help="processes of the plan that --dry-run prints (default: 1)"
     )
-    # Given by the launcher of DeepSpeed; the environment says the same.
-    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     parser.set_defaults(run=run)
 
 
@@ -43,6 +45,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ValueError, OSError, ImportError: the recipe, its data or its model cannot be used.
     """
+    _quieten()
     from visa_hf.trainer.recipe import read_recipe
 
     recipe = read_recipe(args.recipe, args.override)
@@ -50,14 +53,37 @@ def run(args: argparse.Namespace) -> int:
         from visa_hf.trainer.plan import make_plan
         from visa_hf.trainer.run import model_config
 
-        world_size = args.processes or int(os.environ.get("WORLD_SIZE", "1"))
+        world_size = int(os.environ.get("WORLD_SIZE", "1")) if args.processes is None else args.processes
+        if world_size < 1:
+            raise ValueError(f"--processes is {world_size} but must be at least 1.")
         print(make_plan(recipe, model_config(recipe), world_size))
         return 0
     if args.output is None:
         raise ValueError("No output folder is given. Say where the training is kept: -o OUT.")
     from visa_hf.trainer.run import run_recipe
 
-    final = run_recipe(recipe, args.output)
+    try:
+        final = run_recipe(recipe, args.output)
+    except KeyboardInterrupt:
+        from visa_hf.trainer.checkpoints import find_last_checkpoint
+
+        last = find_last_checkpoint(args.output)
+        where = "begins again: there is no whole checkpoint yet" if last is None else f"goes on from `{last}`"
+        raise KeyboardInterrupt(f"The same command {where}.") from None
     if int(os.environ.get("RANK", "0")) == 0:
         print(f"wrote {final}")
     return 0
+
+
+def _quieten() -> None:
+    """Leave out what tells a user nothing: DeepSpeed's word about a CPU, and progress bars in a file."""
+    # Where DeepSpeed is installed, accelerate loads it whether it is used or not.
+    logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
+    # DeepSpeed 0.19 calls what PyTorch 2.13 calls by new names.
+    warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
+    if not sys.stderr.isatty():
+        import datasets
+        import transformers
+
+        datasets.disable_progress_bars()
+        transformers.utils.logging.disable_progress_bar()

@@ -19,6 +19,7 @@ from transformers.utils import is_peft_available
 
 from visa_hf.modeling.modeling_visa import VisaForVideoSegmentation
 from visa_hf.modeling.processing_visa import VisaProcessor
+from visa_hf.trainer.lora import quiet_peft
 
 logger = logging.getLogger(__name__)
 
@@ -159,13 +160,17 @@ def merge_adapter(
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"`{output}` exists already and is not empty. Give another folder, or remove it.")
     named = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
-    source = os.fspath(base) if base is not None else named
+    # A training from nothing keeps its base beside its checkpoints, wherever they are moved to.
+    beside = folder.resolve().parent / Path(named or "").name
+    has_moved = bool(named) and os.path.isabs(str(named)) and not os.path.isdir(str(named)) and beside.is_dir()
+    source = os.fspath(base) if base is not None else str(beside) if has_moved else named
     if not source:
         raise ValueError(f"The adapter in `{folder}` does not name the model that was trained. Give it as `base`.")
     if os.path.isabs(source) and not os.path.isdir(source):
         raise FileNotFoundError(f"The base model `{source}` is not there. Give where it is now as `base`.")
     model = VisaForVideoSegmentation.from_pretrained(source, dtype="auto" if dtype is None else dtype)
-    adapted: Any = PeftModel.from_pretrained(model, str(folder))
+    with quiet_peft():
+        adapted: Any = PeftModel.from_pretrained(model, str(folder))
     merged = adapted.merge_and_unload()
     has_processor = (folder / "processor_config.json").is_file()
     processor = VisaProcessor.from_pretrained(str(folder) if has_processor else source)

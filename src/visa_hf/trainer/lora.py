@@ -7,6 +7,9 @@ fully. How it is trained (learning rates, steps) is training_arguments.py's.
 
 import os
 import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -176,6 +179,14 @@ def quantization_config(options: TrainingOptions) -> BitsAndBytesConfig | None:
     )
 
 
+@contextmanager
+def quiet_peft() -> Iterator[None]:
+    """Keep back transformers' warning about a property that PEFT up to 0.21 asks for and users cannot help."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+        yield
+
+
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """Return the parameters that are trained, by the model's own names: those without what wrappers add.
 
@@ -229,7 +240,8 @@ def _with_adapter(model: VisaForVideoSegmentation, options: TrainingOptions, tra
         trainable_token_indices={"embed_tokens": rows, "lm_head": rows} if options.embeddings == "seg" else None,
     )
     # Without a `task_type`: the model is more than a causal language model.
-    prepared = get_peft_model(model, config)
+    with quiet_peft():
+        prepared = get_peft_model(model, config)
     base = model.name_or_path or ""
     prepared.peft_config["default"].base_model_name_or_path = os.path.abspath(base) if os.path.isdir(base) else base
     return prepared

@@ -4,16 +4,17 @@ The model is built on the meta device, so a plan for 13 billion parameters takes
 an estimate from sizes (ZeRO, https://huggingface.co/papers/1910.02054, section 3), not a measurement.
 """
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
 from visa_hf.modeling.configuration_visa import VisaConfig
 from visa_hf.modeling.modeling_visa import VisaForVideoSegmentation
 from visa_hf.trainer.lora import plain_name, prepare_for_training
-from visa_hf.trainer.recipe import Recipe
+from visa_hf.trainer.recipe import BUNDLED_DEEPSPEED, Recipe
 
 _GIB = 2**30
 # Beginning of a parameter's name -> part; the first that fits counts.
@@ -93,12 +94,15 @@ def make_plan(recipe: Recipe, config: VisaConfig, world_size: int = 1) -> Traini
     accumulation = recipe.accumulation_steps(world_size)
     with torch.device("meta"):
         model = VisaForVideoSegmentation(config)
-    prepared = prepare_for_training(model, _without_quantization(recipe))
+    # On the meta device nothing is in 4 bits.
+    prepared = prepare_for_training(model, replace(recipe.trained, is_4bit=False))
     parameters: dict[str, tuple[int, int]] = dict.fromkeys(dict.fromkeys(_PARTS.values()), (0, 0))
+    num_copied = 0
     for name, parameter in prepared.named_parameters():
         part = _part_of(plain_name(name))
         # PEFT keeps the frozen original beside a module that is trained; it counts in memory, not as a parameter.
         if ".original_module." in name:
+            num_copied += parameter.numel()
             continue
         everything, trained = parameters.get(part, (0, 0))
         count = parameter.numel()
@@ -109,7 +113,7 @@ def make_plan(recipe: Recipe, config: VisaConfig, world_size: int = 1) -> Traini
     per_device = recipe.arguments.get("per_device_train_batch_size", 8)
     return TrainingPlan(
         parameters={part: counts for part, counts in parameters.items() if counts[0]},
-        memory=_memory(recipe, config, parameters, world_size, per_device),
+        memory=_memory(recipe, config, parameters, num_copied, world_size, per_device),
         num_steps=recipe.schedule.num_steps,
         world_size=world_size,
         per_device_batch_size=per_device,
@@ -130,24 +134,23 @@ def _sources_at_hand(recipe: Recipe) -> list[str]:
     ]
 
 
-def _without_quantization(recipe: Recipe) -> Any:
-    """Return the options for a model on the meta device, which is in no 4 bits."""
-    from dataclasses import replace
-
-    return replace(recipe.trained, is_4bit=False)
-
-
 def _part_of(name: str) -> str:
     return next((part for beginning, part in _PARTS.items() if name.startswith(beginning)), "other")
 
 
 def _memory(
-    recipe: Recipe, config: VisaConfig, parameters: Mapping[str, tuple[int, int]], world_size: int, per_device: int
+    recipe: Recipe,
+    config: VisaConfig,
+    parameters: Mapping[str, tuple[int, int]],
+    num_copied: int,
+    world_size: int,
+    per_device: int,
 ) -> dict[str, float]:
-    """Estimate the bytes on each device."""
-    stage = {"zero2": 2, "zero3": 3}.get(str(recipe.arguments.get("deepspeed")), 0)
+    """Estimate the bytes on each device; `num_copied` parameters are there once more, frozen."""
+    stage = _zero_stage(recipe)
     is_half = recipe.model.dtype == "bfloat16"
     total, trained = (sum(counts) for counts in zip(*parameters.values(), strict=True))
+    total += num_copied
     frozen_bytes = 2 if is_half else 4
     if recipe.trained.is_4bit:
         language = parameters["language model"][0]
@@ -168,6 +171,16 @@ def _memory(
         "optimiser": optimizer,
         "activations": _activations(recipe, config, per_device),
     }
+
+
+def _zero_stage(recipe: Recipe) -> int:
+    """Return the stage of DeepSpeed's ZeRO, 0 without it."""
+    given = recipe.arguments.get("deepspeed")
+    if given in BUNDLED_DEEPSPEED:
+        return int(given[-1])
+    if isinstance(given, str):
+        given = json.loads(Path(given).read_text(encoding="utf-8"))
+    return int((given or {}).get("zero_optimization", {}).get("stage", 0))
 
 
 def _activations(recipe: Recipe, config: VisaConfig, per_device: int) -> float:

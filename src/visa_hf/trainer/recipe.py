@@ -11,14 +11,16 @@ import os
 import types
 import typing
 from collections.abc import Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from visa_hf.datasets_scripts.mixture import MixtureConfig
+from visa_hf.datasets_scripts.known_datasets import KNOWN_DATASETS
+from visa_hf.datasets_scripts.mixture import GroupConfig, MixtureConfig, SourceConfig
 from visa_hf.datasets_scripts.mixture_yaml import mixture_of
+from visa_hf.datasets_scripts.sampling import SamplingRecipe
 from visa_hf.trainer.lora import TrainingOptions
 from visa_hf.trainer.training_arguments import VisaTrainingArguments
 from visa_hf.yaml_files import YamlFile, nearest
@@ -28,6 +30,9 @@ DEEPSPEED = Path(__file__).parent / "deepspeed"
 PRESETS = ("visa_7b", "visa_13b", "tiny")
 # `model.weights` of a training from nothing.
 RANDOM = "random"
+BUNDLED_DEEPSPEED = ("zero2", "zero3")
+# Arguments that divide something.
+_COUNTED = {"per_device_train_batch_size", "per_device_eval_batch_size"}
 # What `schedule` decides.
 _SCHEDULED = ("max_steps", "num_train_epochs", "gradient_accumulation_steps")
 
@@ -46,7 +51,8 @@ class ModelRecipe:
         tokenizer (`str`, *optional*): folder or Hub id of the tokenizer of a training from nothing; by default the
             bundled one, which fits the preset `"tiny"`.
         dtype (`str`): `"float32"`, `"bfloat16"` or `"auto"`: how frozen weights are kept.
-        attn_implementation (`str`): `"sdpa"`, `"eager"` or another of transformers'.
+        attn_implementation (`str`): `"sdpa"`, `"eager"` or another of transformers', for CLIP, the language model and
+            SAM.
     """
 
     preset: str = "visa_7b"
@@ -131,6 +137,8 @@ class EvaluationRecipe:
         split (`str`): the builder's name of it.
         num_samples (`int`): how many are drawn.
         seed (`int`): what they are drawn with; not the training's.
+        sampling (`dict`): fields of `SamplingRecipe` that differ from the data set's, as in a mixture. No target frame
+            comes from another video and no sample is text alone, unless they say so.
     """
 
     dataset: str
@@ -138,10 +146,28 @@ class EvaluationRecipe:
     split: str = "valid"
     num_samples: int = 200
     seed: int = 0
+    sampling: dict = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.num_samples < 1:
             raise ValueError(f"`num_samples` is {self.num_samples} but must be at least 1.")
+        if self.dataset not in KNOWN_DATASETS:
+            raise ValueError(f"`dataset` is {self.dataset!r}. {nearest(self.dataset, KNOWN_DATASETS)}")
+        unknown = sorted(set(self.sampling) - {one.name for one in fields(SamplingRecipe)})
+        if unknown:
+            hint = nearest(unknown[0], [one.name for one in fields(SamplingRecipe)])
+            raise ValueError(f"`sampling` has the unknown key `{unknown[0]}`. {hint}")
+        try:
+            self.mixture()
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"`sampling`: {error}") from error
+
+    def mixture(self) -> MixtureConfig:
+        """Return the mixture of its one source."""
+        usual = KNOWN_DATASETS[self.dataset].recipe
+        sampling = replace(usual, **{"foreign_probability": 0.0, "text_only_probability": 0.0, **self.sampling})
+        source = SourceConfig(self.dataset, 1.0, self.dataset, self.split, self.folder, sampling)
+        return MixtureConfig((GroupConfig("evaluation", 1.0, (source,)),))
 
 
 @dataclass(frozen=True)
@@ -154,6 +180,7 @@ class Recipe:
             evaluation ([`EvaluationRecipe`], *optional*): its sections.
         arguments (`dict`): fields of [`VisaTrainingArguments`].
         content (`dict`): all of it as plain data, overrides included, to be compared and kept with the training.
+        places (`dict[str, str]`): file, line and name of each section, with which errors begin that come up later.
     """
 
     path: Path
@@ -164,6 +191,11 @@ class Recipe:
     evaluation: EvaluationRecipe | None
     arguments: dict
     content: dict
+    places: dict
+
+    def place(self, section: str) -> str:
+        """Return where a section is, or would be."""
+        return self.places.get(section, f"{self.path}: `{section}`")
 
     def accumulation_steps(self, world_size: int) -> int:
         """Return how many micro-batches each of `world_size` processes accumulates in a step.
@@ -177,9 +209,10 @@ class Recipe:
             possible = [n for n in range(1, 129) if self.schedule.global_batch_size % (per_device * n) == 0]
             numbers = ", ".join(map(str, possible)) or "no number of"
             raise ValueError(
-                f"{self.path}: `global_batch_size` is {self.schedule.global_batch_size}, but {world_size} processes "
-                f"of `per_device_train_batch_size` {per_device} take {at_once} samples at once, of which it is no "
-                f"multiple. With this size {numbers} processes would do; or change one of the two sizes."
+                f"{self.place('schedule')}: `global_batch_size` is {self.schedule.global_batch_size}, but "
+                f"{world_size} processes of `per_device_train_batch_size` {per_device} take {at_once} samples at "
+                f"once, of which it is no multiple. With this size {numbers} processes would do; or change one of the "
+                "two sizes."
             )
         return self.schedule.global_batch_size // at_once
 
@@ -194,7 +227,7 @@ class Recipe:
             ValueError: they do not go together, or the batch cannot be cut.
         """
         values = dict(self.arguments)
-        if values.get("deepspeed") in ("zero2", "zero3"):
+        if values.get("deepspeed") in BUNDLED_DEEPSPEED:
             values["deepspeed"] = str(DEEPSPEED / f"{values['deepspeed']}.json")
         try:
             return VisaTrainingArguments(
@@ -204,7 +237,7 @@ class Recipe:
                 **values,
             )
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{self.path}: `arguments`: {error}") from error
+            raise ValueError(f"{self.place('arguments')}: {error}") from error
 
 
 def find_recipe(name: str | os.PathLike[str]) -> Path:
@@ -256,6 +289,8 @@ def read_recipe(name: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
         evaluation = _made(file, node, EvaluationRecipe, _fields_of(file, node, "evaluation", EvaluationRecipe))
         _check_folder(file, file.mapping(node, "`evaluation`")["folder"], evaluation.folder)
     arguments_node = sections.get("arguments")
+    arguments = {} if arguments_node is None else _arguments(file, arguments_node)
+    _check_evaluation(file, sections, arguments, evaluation)
     return Recipe(
         path=file.path,
         model=_section(file, sections, "model", ModelRecipe),
@@ -263,12 +298,13 @@ def read_recipe(name: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
         data=_made(file, data_node, DataRecipe, data),
         schedule=_section(file, sections, "schedule", ScheduleRecipe),
         evaluation=evaluation,
-        arguments={} if arguments_node is None else _arguments(file, arguments_node),
+        arguments=arguments,
         content=file.value(file.root, "the recipe"),
+        places={name: str(file.error(node, f"`{name}`")) for name, node in sections.items()},
     )
 
 
-_OUR_OWN = ("path", "content")
+_OUR_OWN = ("path", "content", "places")
 
 
 def _section(file: YamlFile, sections: dict[str, yaml.Node], name: str, kind: type) -> Any:
@@ -316,7 +352,35 @@ def _arguments(file: YamlFile, node: yaml.Node) -> dict[str, Any]:
             raise file.error(value_node, "`arguments.output_dir` is given on the command line: `-o`. Remove it.")
         if key not in known:
             raise file.error(value_node, f"`arguments` has the unknown key `{key}`. {nearest(key, known)}")
-    return _fields_of(file, node, "arguments", VisaTrainingArguments)
+    values = _fields_of(file, node, "arguments", VisaTrainingArguments)
+    # YAML reads a bare `no` as false.
+    values |= {key: "no" for key, value in values.items() if key.endswith("_strategy") and value is False}
+    for key in _COUNTED & set(values):
+        if values[key] < 1:
+            value_node = file.mapping(node, "`arguments`")[key]
+            raise file.error(value_node, f"`arguments.{key}` is {values[key]} but must be at least 1.")
+    config = values.get("deepspeed")
+    if isinstance(config, str) and config not in BUNDLED_DEEPSPEED and not Path(config).is_file():
+        value_node = file.mapping(node, "`arguments`")["deepspeed"]
+        names = ", ".join(BUNDLED_DEEPSPEED)
+        raise file.error(value_node, f"`arguments.deepspeed` is {config!r} but must be {names} or a JSON file.")
+    return values
+
+
+def _check_evaluation(
+    file: YamlFile, sections: dict[str, yaml.Node], arguments: dict[str, Any], evaluation: EvaluationRecipe | None
+) -> None:
+    """Refuse an evaluation without a time, and times without an evaluation."""
+    is_timed = arguments.get("eval_strategy", "no") != "no"
+    if is_timed and evaluation is None:
+        node = file.mapping(sections["arguments"], "`arguments`")["eval_strategy"]
+        raise file.error(node, "`arguments.eval_strategy` is set, but there is no section `evaluation` to measure on.")
+    if evaluation is not None and not is_timed:
+        raise file.error(
+            sections["evaluation"],
+            "`evaluation` is there but nothing says when. Add `eval_strategy: steps` and `eval_steps: N` to "
+            "`arguments`, or remove the section.",
+        )
 
 
 def _check_type(file: YamlFile, node: yaml.Node, name: str, value: Any, hint: Any) -> None:

@@ -4,25 +4,28 @@ The order matters: arguments before the model (DeepSpeed's ZeRO-3 wants to know 
 before the model (bad data should cost no minutes of loading).
 """
 
-import dataclasses
 import logging
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from torch import nn
 from transformers import PreTrainedTokenizerFast, set_seed
+from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
-from visa_hf.datasets_scripts.known_datasets import KNOWN_DATASETS
-from visa_hf.datasets_scripts.mixture import GroupConfig, MixtureConfig, SourceConfig, TrainingSamples
+from visa_hf.datasets_scripts.mixture import TrainingSamples
 from visa_hf.datasets_scripts.training_sources import load_sources
 from visa_hf.modeling.configuration_visa import VisaConfig
 from visa_hf.modeling.modeling_visa import VisaForVideoSegmentation
 from visa_hf.modeling.processing_visa import VisaProcessor
 from visa_hf.trainer.checkpoints import find_last_checkpoint
 from visa_hf.trainer.lora import prepare_for_training, quantization_config
-from visa_hf.trainer.recipe import RANDOM, EvaluationRecipe, Recipe
+from visa_hf.trainer.recipe import RANDOM, Recipe
 from visa_hf.trainer.training_arguments import VisaTrainingArguments
 from visa_hf.trainer.visa_trainer import VisaTrainer
 
@@ -31,6 +34,25 @@ logger = logging.getLogger(__name__)
 _TOKENIZER = Path(__file__).parents[1] / "assets" / "tokenizer"
 # What `run_recipe` writes beside checkpoints.
 RECIPE_FILE, BASE_FOLDER, FINAL_FOLDER = "recipe.yaml", "base", "final"
+# What may be another when a training is continued: it changes neither samples nor steps.
+_MAY_DIFFER = (
+    "data.cache_dir",
+    "data.folders",
+    "data.num_proc",
+    "arguments.dataloader_",
+    "arguments.disable_tqdm",
+    "arguments.logging_",
+    "arguments.num_overlays",
+    "arguments.report_to",
+    "arguments.run_name",
+    "arguments.save_",
+    "arguments.use_cpu",
+    "evaluation",
+    "arguments.eval_",
+    "arguments.per_device_eval_batch_size",
+)
+# Parts that `model.attn_implementation` is for; the tracker has one of its own.
+_ATTENTION_PARTS = ("", "vision_config", "text_config", "sam_config")
 
 
 def model_config(recipe: Recipe) -> VisaConfig:
@@ -46,7 +68,12 @@ def model_config(recipe: Recipe) -> VisaConfig:
             return getattr(VisaConfig, model.preset)(**model.options)
         return VisaConfig.from_pretrained(str(model.weights), **model.options)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{recipe.path}: `model.options`: {error}") from error
+        raise ValueError(f"{recipe.place('model')}: `options`: {error}") from error
+
+
+def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:
+    """Return the tokenizer of a training from nothing."""
+    return PreTrainedTokenizerFast.from_pretrained(recipe.model.tokenizer or _TOKENIZER)
 
 
 def run_recipe(recipe: Recipe, output_dir: str | os.PathLike[str]) -> Path:
@@ -69,7 +96,7 @@ def run_recipe(recipe: Recipe, output_dir: str | os.PathLike[str]) -> Path:
     output = Path(output_dir)
     if recipe.model.weights is None:
         raise ValueError(
-            f"{recipe.path}: `model.weights` is missing. Give the checkpoint to begin with, such as `--override "
+            f"{recipe.place('model')}: `weights` is missing. Give the checkpoint to begin with, such as `--override "
             f"model.weights=FOLDER`, or `model.weights={RANDOM}` to begin from nothing."
         )
     # 1) arguments
@@ -89,8 +116,20 @@ def run_recipe(recipe: Recipe, output_dir: str | os.PathLike[str]) -> Path:
     trainer = VisaTrainer(prepared, arguments, processor, train_dataset=train_set, eval_dataset=eval_set)
     last = find_last_checkpoint(output)
     trainer.train(resume_from_checkpoint=last)
-    final = output / FINAL_FOLDER
-    trainer.save_model(str(final))
+    return _save_final(trainer, output)
+
+
+def _save_final(trainer: VisaTrainer, output: Path) -> Path:
+    """Save the result; its folder appears when it is complete."""
+    final, temporary = output / FINAL_FOLDER, output / f".{FINAL_FOLDER}.tmp"
+    if trainer.args.should_save:
+        shutil.rmtree(temporary, ignore_errors=True)
+    trainer.accelerator.wait_for_everyone()
+    trainer.save_model(str(temporary))
+    trainer.accelerator.wait_for_everyone()
+    if trainer.args.should_save:
+        shutil.rmtree(final, ignore_errors=True)
+        temporary.rename(final)
     return final
 
 
@@ -98,16 +137,20 @@ def _claim(output: Path, recipe: Recipe) -> None:
     """Leave the recipe in the folder, or refuse the folder of another training."""
     kept = output / RECIPE_FILE
     text = yaml.safe_dump(recipe.content, sort_keys=False, allow_unicode=True)
+    has_checkpoints = find_last_checkpoint(output) is not None
     if kept.is_file():
         earlier = yaml.safe_load(kept.read_text(encoding="utf-8"))
         different = sorted(_differences(earlier, yaml.safe_load(text)))
-        if different:
+        if not different:
+            return
+        if has_checkpoints:
             raise ValueError(
                 f"`{output}` holds a training with another recipe: {', '.join(f'`{name}`' for name in different[:5])} "
                 "differs. Give another folder, or the same recipe to continue."
             )
-        return
-    if find_last_checkpoint(output) is not None:
+        # It came to nothing: the corrected recipe begins again.
+        shutil.rmtree(output / BASE_FOLDER, ignore_errors=True)
+    elif has_checkpoints:
         raise ValueError(f"`{output}` holds checkpoints of a training without a recipe. Give another folder.")
     output.mkdir(parents=True, exist_ok=True)
     temporary = output / f"{RECIPE_FILE}.{os.getpid()}.tmp"
@@ -116,7 +159,9 @@ def _claim(output: Path, recipe: Recipe) -> None:
 
 
 def _differences(one: Any, other: Any, name: str = "") -> set[str]:
-    """Names of the values that differ between two recipes."""
+    """Names of the values that differ between two recipes and may not."""
+    if name.startswith(_MAY_DIFFER):
+        return set()
     if isinstance(one, dict) and isinstance(other, dict):
         return {
             found
@@ -130,7 +175,8 @@ def _samples(recipe: Recipe, arguments: VisaTrainingArguments) -> tuple[Training
     """Prepare the data sets; return the draws of the training and those of the evaluation."""
     data = recipe.data
     options: dict[str, Any] = {"cache_dir": data.cache_dir, "num_proc": data.num_proc, "on_error": data.on_error}
-    sources = load_sources(data.mixture, data.folders, renormalise=data.renormalise, **options)
+    with _at(recipe.place("data")):
+        sources = load_sources(data.mixture, data.folders, renormalise=data.renormalise, **options)
     seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
     train_set = TrainingSamples(
         sources,
@@ -142,23 +188,20 @@ def _samples(recipe: Recipe, arguments: VisaTrainingArguments) -> tuple[Training
     )
     if recipe.evaluation is None:
         return train_set, None
-    mixture = evaluation_mixture(recipe.evaluation)
-    sources = load_sources(mixture, **options)
-    return train_set, TrainingSamples(sources, mixture, recipe.evaluation.seed, recipe.evaluation.num_samples)
+    evaluation = recipe.evaluation
+    mixture = evaluation.mixture()
+    with _at(recipe.place("evaluation")):
+        sources = load_sources(mixture, **options)
+    return train_set, TrainingSamples(sources, mixture, evaluation.seed, evaluation.num_samples)
 
 
-def evaluation_mixture(evaluation: EvaluationRecipe) -> MixtureConfig:
-    """Return the one source of an evaluation: as in training, but no target frame is from another video.
-
-    Raises:
-        ValueError: there is no such data set.
-    """
-    name = evaluation.dataset
-    if name not in KNOWN_DATASETS:
-        raise ValueError(f"`evaluation.dataset` is {name!r}, but known are {', '.join(KNOWN_DATASETS)}.")
-    sampling = dataclasses.replace(KNOWN_DATASETS[name].recipe, foreign_probability=0.0, text_only_probability=0.0)
-    source = SourceConfig(name, 1.0, name, evaluation.split, evaluation.folder, sampling)
-    return MixtureConfig((GroupConfig("evaluation", 1.0, (source,)),))
+@contextmanager
+def _at(place: str) -> Iterator[None]:
+    """Let the errors of a recipe's values begin with their place."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from error
 
 
 def _model(
@@ -171,29 +214,55 @@ def _model(
         weights = str(output / BASE_FOLDER)
         with arguments.main_process_first(desc="making the model"):
             if arguments.process_index == 0 and not Path(weights).is_dir():
-                _make_base(recipe, Path(weights), arguments.seed)
+                with _without_deepspeed(arguments):
+                    _make_base(recipe, Path(weights), arguments.seed)
     quantized = quantization_config(recipe.trained)
     placement: dict[str, Any] = {} if quantized is None else {"quantization_config": quantized}
     config = model_config(recipe) if recipe.model.weights != RANDOM else None
     model = VisaForVideoSegmentation.from_pretrained(
         weights,
         dtype=recipe.model.dtype,
-        attn_implementation=recipe.model.attn_implementation,
+        attn_implementation=dict.fromkeys(_ATTENTION_PARTS, recipe.model.attn_implementation),
         **({} if config is None else {"config": config}),
         **placement,
     )
     return model, VisaProcessor.from_pretrained(weights)
 
 
+@contextmanager
+def _without_deepspeed(arguments: VisaTrainingArguments) -> Iterator[None]:
+    """Let one process alone make a model: ZeRO-3 would split it among all."""
+    unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        if arguments.deepspeed:
+            set_hf_deepspeed_config(arguments.hf_deepspeed_config)
+
+
 def _make_base(recipe: Recipe, folder: Path, seed: int) -> None:
     """Save a model of random weights and its processor; the folder appears when it is complete."""
     config = model_config(recipe)
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(recipe.model.tokenizer or _TOKENIZER)
-    processor = VisaProcessor.from_config(config, tokenizer)
+    processor = VisaProcessor.from_config(config, load_tokenizer(recipe))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = VisaForVideoSegmentation(config)
+        _draw_weights(model)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     model.save_pretrained(temporary)
     processor.save_pretrained(temporary)
     temporary.rename(folder)
+
+
+def _draw_weights(model: VisaForVideoSegmentation) -> None:
+    """Draw the weights of a training from nothing so that every layer passes on as much as it gets.
+
+    transformers draws SAM's image encoder at a ten-billionth, since it is always loaded, and the others for widths
+    of thousands: a small model would wait long before its parts hear of each other. The tracker has a way of its own.
+    """
+    for module in model.model.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
+        elif isinstance(module, nn.ConvTranspose2d):
+            # Its kernels do not overlap, so an output hears of each input channel once.
+            nn.init.normal_(module.weight, std=module.in_channels**-0.5)

@@ -57,6 +57,9 @@ class VisaTrainingArguments(TrainingArguments):
             import deepspeed
 
             deepspeed.init_distributed(dist_backend="gloo", verbose=False)
+        if self.device.type == "cpu":
+            # Pinned memory is a GPU's; asking for it here only warns.
+            self.dataloader_pin_memory = False
         self._check_batches()
         self._check_checkpoints()
         self.learning_rates = _checked_learning_rates(self.learning_rates)
