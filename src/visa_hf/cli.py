@@ -6,6 +6,7 @@ The commands themselves are in `visa_hf.commands`.
 
 import argparse
 import errno
+import logging
 import signal
 import sys
 import threading
@@ -38,6 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     given = sys.argv[1:] if argv is None else list(argv)
     output: Path | None = None
+    # Where DeepSpeed is installed, accelerate loads it whether it is used or not, and it says that there is a CPU.
+    logging.getLogger("DeepSpeed").addFilter(_says_more_than_the_device)
     try:
         with _termination_is_interruption():
             args = build_parser(given).parse_args(given)
@@ -64,6 +67,10 @@ def build_parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
         if name in argv[:1]:
             import_module(f"visa_hf.commands.{name}").add_arguments(command)
     return parser
+
+
+def _says_more_than_the_device(record: logging.LogRecord) -> bool:
+    return "Setting accelerator to CPU" not in record.getMessage()
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """`visa train RECIPE -o OUT`: a training as a recipe says it, alone or under a launcher."""
 
 import argparse
-import logging
 import os
 import sys
 import warnings
@@ -76,9 +75,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _quieten() -> None:
-    """Leave out what tells a user nothing: DeepSpeed's word about a CPU, and progress bars in a file."""
-    # Where DeepSpeed is installed, accelerate loads it whether it is used or not.
-    logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
+    """Leave out what tells a user nothing: warnings that are not about the user's doing, progress bars in a file."""
     # DeepSpeed 0.19 calls what PyTorch 2.13 calls by new names.
     warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
     if not sys.stderr.isatty():
