@@ -262,7 +262,7 @@ def test_runs_whose_sum_wraps_around_are_refused() -> None:
     assert min(runs) >= 0 and sum(runs) == 2 * step * half**2 == 2**64
     rle = {"size": [5, 7], "counts": _written([35, step, step, *numbers])}
     assert not all_fill([rle], 5, 7)
-    with pytest.raises(AnnotationError, match="m.json, video 'v', frame 'b': .*longer than the frame"):
+    with pytest.raises(AnnotationError, match="m.json, video 'v', frame 'b': .*fill 18446744073709551616 pixels"):
         check_masks([None, rle], ["a", "b"], 5, 7, file="m.json", video="v")
 
 
