@@ -89,7 +89,7 @@ def test_all_types_and_ideas_occur_and_no_type_is_rare() -> None:
     total = sum(by_type.values())
     assert all(by_type[type_id] >= 0.12 * total for type_id in (0, 1, 2))
     referring = {"look", "motion", "border", "place", "relation", "occlusion", "overtaking", "size", "speed"}
-    assert {idea for type_id, idea in counts if type_id == 0} == referring | {"group", "pair", "except"}
+    assert {idea for type_id, idea in counts if type_id == 0} == referring | {"all", "group", "pair", "except"}
     reasoning = {"knowledge", "knowledge and event", "order", "memory", "metaphor", "hiding", "overtaking", "size"}
     assert {idea for type_id, idea in counts if type_id == 1} == reasoning | {"speed", "odd one out", "likeness"}
     assert {"look", "motion", "knowledge", "relation", "occlusion"} <= {idea for kind, idea in counts if kind == 2}
@@ -116,14 +116,26 @@ def to_tuple(value: object) -> object:
     return tuple(to_tuple(item) for item in value) if isinstance(value, list) else value
 
 
-def test_answers_name_all_that_the_objects_look_like() -> None:
+def test_answers_name_all_that_the_objects_look_like_before_they_show_them() -> None:
     for clip, expression in expressions():
-        assert expression.answer.startswith("It is [SEG], ") and expression.answer.endswith(".")
+        if expression.objects:
+            assert expression.answer.startswith("It is the ") and expression.answer.endswith(" [SEG].")
         for thing in expression.objects:
             look = clip.objects[thing]
             words = f"{look.color} {look.form}" if look.form == PILLAR else f"{look.texture} {look.color} {look.form}"
             assert words in expression.answer
-    assert {e.answer for _, e in expressions() if e.type_id == 2} == {"It is [SEG], but no such thing is there."}
+    assert {e.answer for _, e in expressions() if e.type_id == 2} == {"No such thing is there."}
+
+
+def test_each_clip_has_a_sentence_about_all_shapes_whose_answer_names_them_from_left_to_right() -> None:
+    clip = make_clip(0, 3, options=ClipOptions(size=(64, 96), num_frames=(1, 1), levels=(1,)))
+    first, *others = clip.expressions
+    assert first.idea == "all" and first.objects == tuple(range(len(clip.objects)))
+    assert all(expression.idea != "all" for expression in others)
+    columns = [np.nonzero(mask[0])[1].mean() for mask in clip.masks]
+    looks = [clip.objects[thing] for thing in np.argsort(columns)]
+    *names, last = [f"the {look.texture} {look.color} {look.form}" for look in looks]
+    assert first.answer == f"It is {', '.join(names)} and {last} [SEG]."
 
 
 # The same again by plain means: the masks alone

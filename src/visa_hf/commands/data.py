@@ -68,6 +68,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     synthesize.add_argument(
         "--frames", metavar="N-M", type=_range, help="least and most frames of a clip (default: 16-24)"
     )
+    synthesize.add_argument(
+        "--levels", metavar="N,N", type=_levels, help="kinds of clips, from 1 (easiest) to 3 (default: 1,2,3)"
+    )
+    synthesize.add_argument("--expressions", metavar="N", type=int, help="most sentences of a clip (default: 10)")
     synthesize.add_argument("--seed", metavar="N", type=int, default=0, help="of all choices (default: %(default)s)")
     synthesize.add_argument("--workers", metavar="N", type=int, default=1, help="processes that draw")
     synthesize.set_defaults(run=run_synthesize)
@@ -129,7 +133,12 @@ def run_synthesize(args: argparse.Namespace) -> int:
     with _naming_the_extra():
         from visa_hf.datasets_scripts.synthetic import ClipOptions, write_dataset
 
-    given = {"size": args.size, "num_frames": args.frames}
+    given = {
+        "size": args.size,
+        "num_frames": args.frames,
+        "levels": args.levels,
+        "num_expressions": args.expressions,
+    }
     write_dataset(
         args.output,
         num_videos={"train": args.videos, "valid": args.valid_videos, "unseen": args.unseen_videos},
@@ -150,6 +159,13 @@ def _naming_the_extra() -> Iterator[None]:
         if error.name != "datasets":
             raise
         raise ImportError("`visa data` needs the package `datasets`: `pip install visa-hf[data]`.") from error
+
+
+def _levels(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(level) for level in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of levels; give numbers, like 1,2") from error
 
 
 def _size(text: str) -> tuple[int, int]:

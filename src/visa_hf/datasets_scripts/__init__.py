@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .refer_seg import ReferSeg
     from .revos import ReVOS
     from .semantic_seg import ADE20K, PACOLVIS, COCOStuff, Mapillary, PascalPart
+    from .synthetic_world import Synthetic
 
 __all__ = [
     "ADE20K",
@@ -39,6 +40,7 @@ __all__ = [
     "RefDAVIS17",
     "RefYoutubeVOS",
     "ReferSeg",
+    "Synthetic",
     "AnnotationError",
     "VisaBuilderConfig",
     "VisaDatasetBuilder",
@@ -58,6 +60,7 @@ _MODULES = {
     "refer_seg": ["ReferSeg"],
     "revos": ["ReVOS"],
     "semantic_seg": ["ADE20K", "COCOStuff", "Mapillary", "PACOLVIS", "PascalPart"],
+    "synthetic_world": ["Synthetic"],
 }
 # Where the names that are imported on first use live.
 _LAZY = {name: f"{__name__}.{module}" for module, names in _MODULES.items() for name in names}

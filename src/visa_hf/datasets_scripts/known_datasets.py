@@ -25,18 +25,20 @@ class KnownDataset:
         builder (`str`): name of the class in `visa_hf.datasets_scripts`.
         recipe ([`SamplingRecipe`]): how VISA sampled from it.
         configs (`tuple[str, ...]`): the builder's configs of expressions and of masks, or the one of conversations.
+        foregrounds (`str`, *optional*): its config of videos, where that has foregrounds.
     """
 
     builder: str
     recipe: SamplingRecipe
     configs: tuple[str, ...] = ("expressions", "masks")
+    foregrounds: str | None = None
 
 
 KNOWN_DATASETS: dict[str, KnownDataset] = {
     "mevis": KnownDataset("MeViS", _LONG_VIDEO),
     "ref_youtube_vos": KnownDataset("RefYoutubeVOS", _VIDEO),
     "ref_davis17": KnownDataset("RefDAVIS17", _VIDEO),
-    "revos": KnownDataset("ReVOS", _LONG_VIDEO),
+    "revos": KnownDataset("ReVOS", _LONG_VIDEO, foregrounds="videos"),
     "lv_vis": KnownDataset("LVVIS", _LONG_VIDEO),
     "reason_seg": KnownDataset("ReasonSeg", _IMAGE),
     "refclef": KnownDataset("ReferSeg", _LOWER_CASE_IMAGE, ("refclef_expressions", "refclef_masks")),
@@ -51,4 +53,6 @@ KNOWN_DATASETS: dict[str, KnownDataset] = {
     "llava_instruct": KnownDataset("LLaVAInstruct", _CONVERSATION, ("conversations",)),
     "chat_univi_instruct": KnownDataset("ChatUniViInstruct", _CHAT_UNIVI, ("conversations",)),
     "own_data": KnownDataset("OwnData", _VIDEO),
+    # Its sentences, above all those about one shape of many, may well be true of another video.
+    "synthetic": KnownDataset("Synthetic", SamplingRecipe(foreign_probability=0.0), foregrounds="videos"),
 }

@@ -19,13 +19,18 @@ from .image_files import image_size
 
 @dataclass
 class ReferringExpression:
-    """One expression. `object_ids` and `anno_ids` are as published, as text; the builder decides which it goes by."""
+    """One expression. `object_ids` and `anno_ids` are as published, as text; the builder decides which it goes by.
+
+    `answer` and `idea` are what the synthetic world knows beyond ReVOS; `None` elsewhere.
+    """
 
     expression_id: str
     text: str = ""
     type_id: int = TYPE_REFERRING
     object_ids: tuple[str, ...] = ()
     anno_ids: tuple[str, ...] = ()
+    answer: str | None = None
+    idea: str | None = None
     problem: AnnotationError | None = None
 
 
@@ -182,6 +187,9 @@ def _parse_expression(expression_id: str, data: Any, **where: Any) -> ReferringE
         expression.text = check_text(data.get("exp"), "exp", **where)
         expression.object_ids = _parse_ids(data.get("obj_id"), "obj_id", **where)
         expression.anno_ids = _parse_ids(data.get("anno_id"), "anno_id", **where)
+        for name in ("answer", "idea"):
+            if data.get(name) is not None:
+                setattr(expression, name, check_text(data[name], name, **where))
         expression.type_id = data.get("type_id", TYPE_REFERRING)
         if type(expression.type_id) is not int or not TYPE_REFERRING <= expression.type_id <= TYPE_NO_OBJECT:
             raise AnnotationError.at(

@@ -21,8 +21,6 @@ EXPRESSIONS = "expressions"
 MASKS = "masks"
 VIDEOS = "videos"
 
-_FEATURES = {EXPRESSIONS: EXPRESSION_FEATURES, MASKS: MASK_FEATURES, VIDEOS: VIDEO_FEATURES}
-
 
 @dataclass
 class ReferringSplit:
@@ -54,6 +52,7 @@ class ReferringVideoBuilder(VisaDatasetBuilder):
         VisaBuilderConfig(name=VIDEOS, description="a row per video: frames and size"),
     ]
     DEFAULT_CONFIG_NAME = EXPRESSIONS
+    EXPRESSION_COLUMNS = EXPRESSION_FEATURES
     # A row of masks takes tens of kilobytes: what is written at once stays at some megabytes.
     DEFAULT_WRITER_BATCH_SIZE = 100
 
@@ -71,7 +70,8 @@ class ReferringVideoBuilder(VisaDatasetBuilder):
         return [], []
 
     def _info(self) -> datasets.DatasetInfo:
-        return datasets.DatasetInfo(features=_FEATURES[self.config.name])
+        columns = {EXPRESSIONS: self.EXPRESSION_COLUMNS, MASKS: MASK_FEATURES, VIDEOS: VIDEO_FEATURES}
+        return datasets.DatasetInfo(features=columns[self.config.name])
 
     def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
         splits = self.find_splits()
@@ -132,6 +132,11 @@ class ReferringVideoBuilder(VisaDatasetBuilder):
                     "frames": video.frames,
                     "height": video.height,
                     "width": video.width,
+                    **{
+                        name: getattr(item, name)
+                        for name in self.EXPRESSION_COLUMNS
+                        if name not in EXPRESSION_FEATURES
+                    },
                 },
             )
 

@@ -21,8 +21,8 @@ class SamplingRecipe:
     """How samples of one source are drawn. The defaults are VISA's for videos.
 
     Attributes:
-        min_reference_frames, max_reference_frames (`int`): reference frames of a sample, drawn anew for each; shorter
-            clips give all of theirs.
+        min_reference_frames, max_reference_frames (`int`): reference frames of a sample, drawn anew for each, perhaps
+            none; shorter clips give all of theirs.
         expressions_per_video (`int`): at most so many expressions of one video share a sample.
         foreign_probability (`float`): share of samples whose target frame comes from another video of the source, with
             empty masks.
@@ -55,8 +55,9 @@ class SamplingRecipe:
             value = getattr(self, name)
             if type(value) is not int:
                 raise TypeError(f"`{name}` is {value!r} but must be an integer.")
-            if value < 1:
-                raise ValueError(f"`{name}` is {value} but must be at least 1.")
+            least = 0 if name.endswith("_reference_frames") else 1
+            if value < least:
+                raise ValueError(f"`{name}` is {value} but must be at least {least}.")
         if self.max_reference_frames < self.min_reference_frames:
             raise ValueError(
                 f"`max_reference_frames` is {self.max_reference_frames}, less than `min_reference_frames`, "
@@ -101,7 +102,7 @@ def draw_frames(
     The clip is cut into n equal parts, n drawn from the recipe's range, and each part gives one frame. The target is
     one of these n, so it is among the references, as published. Drawn here in the other order, which gives the same
     samples: the target from all frames alike, then a frame from every part that does not hold the target. A clip of
-    at most n frames gives all of them.
+    at most n frames gives all of them. With n = 0 there are no references.
 
     Args:
         rng (`np.random.Generator`): source of every choice.
@@ -116,7 +117,7 @@ def draw_frames(
     count = min(wanted, num_frames)
     pick = int(rng.integers(num_frames if allowed is None else len(allowed)))
     target_idx = pick if allowed is None else allowed[pick]
-    bounds = [part * num_frames // count for part in range(count + 1)]
+    bounds = [part * num_frames // count for part in range(count + 1)] if count else []
     references = []
     for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
         drawn = int(rng.integers(start, stop))

@@ -33,7 +33,7 @@ from .synthetic_scene import LEVELS, Look, Scene, plan_scene
 logger = logging.getLogger(__name__)
 
 # Changes whenever the same seed gives another clip.
-VERSION = 1
+VERSION = 2
 # "unseen" holds the compositions of colour, form and texture that the others never hold; it is read with "valid".
 SPLITS = ("train", "valid", "unseen")
 DESCRIPTION_FILE = "synthetic.json"
@@ -171,7 +171,7 @@ def write_dataset(
 
     Videos are named `train_00000`, `valid_00000` and `unseen_00000`; the unseen ones are in
     `meta_expressions_valid_.json` too. Expressions have three keys more than ReVOS's: `idea` (what kind of thought it
-    takes), `meaning` (the program, see `Facts.truth`) and `answer` (with a description after `[SEG]`).
+    takes), `meaning` (the program, see `Facts.truth`) and `answer` (a description, then `[SEG]`): see `Synthetic`.
     `synthetic.json` holds version, seed, options and the names of the unseen videos.
 
     Args:

@@ -55,7 +55,7 @@ class SyntheticExpression:
         objects (`tuple[int, ...]`): the things it means, as places in the clip's objects; empty for type 2.
         idea (`str`): what kind of thought it takes, such as "motion" or "knowledge".
         meaning (`tuple`): program that is true of exactly these things, see `Facts.truth`.
-        answer (`str`): an answer that holds `[SEG]` and then describes the things.
+        answer (`str`): an answer that describes the things and then holds `[SEG]`; without one for type 2.
     """
 
     text: str
@@ -94,6 +94,9 @@ def make_expressions(facts: Facts, dice: Dice, num_expressions: int) -> tuple[Sy
         pools[candidate.type_id if candidate.things else NO_OBJECT].append(candidate)
     near_misses = [candidate for candidate in pools[NO_OBJECT] if candidate.is_near_miss]
     expressions: dict[str, SyntheticExpression] = {}
+    if num_expressions > 1:
+        every = _about_all(facts, dice)
+        expressions[every.text] = every
     for _ in range(num_expressions * 3):
         if len(expressions) == num_expressions:
             break
@@ -107,6 +110,13 @@ def make_expressions(facts: Facts, dice: Dice, num_expressions: int) -> tuple[Sy
                 text, type_id, things, candidate.idea, candidate.meaning, _answer(facts, things)
             )
     return tuple(expressions.values())
+
+
+def _about_all(facts: Facts, dice: Dice) -> SyntheticExpression:
+    """Return the sentence about all shapes: its answer tells of everything that there is to be seen."""
+    things = tuple(members(facts.truth(("shape",))[0]))
+    text = dice.choice(("all shapes", "all the shapes", "every shape"))
+    return SyntheticExpression(text, REFERRING, things, "all", conjunction(()), _answer(facts, things))
 
 
 def _drawn(candidates: list[_Candidate], dice: Dice) -> _Candidate:
@@ -421,9 +431,14 @@ def describe(facts: Facts, thing: int, *, with_motion: bool = True) -> str:
 
 
 def _answer(facts: Facts, things: tuple[int, ...]) -> str:
+    """Say what is meant, and then where it is: who has put a name to a thing finds it more easily.
+
+    Several things are named from left to right. What is not there gets no [SEG].
+    """
     if not things:
-        return "It is [SEG], but no such thing is there."
+        return "No such thing is there."
     if len(things) == 1:
-        return f"It is [SEG], {describe(facts, things[0])}."
-    names = [describe(facts, thing, with_motion=False) for thing in things]
-    return f"It is [SEG], {', '.join(names[:-1])} and {names[-1]}."
+        return f"It is {describe(facts, things[0])} [SEG]."
+    from_left = sorted(things, key=lambda thing: facts.measures.places(thing)[:, 0].mean())
+    names = [describe(facts, thing, with_motion=False) for thing in from_left]
+    return f"It is {', '.join(names[:-1])} and {names[-1]} [SEG]."
