@@ -5,7 +5,8 @@ Section 3.3 of https://huggingface.co/papers/2407.11325, constants as in LISA
 the caller chooses what to average over: a micro-batch or a whole optimiser step. Weights are the caller's too.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 
 import torch
 import torch.nn.functional as F
@@ -31,9 +32,21 @@ def text_loss_sum_and_count(logits: Tensor, labels: Tensor) -> tuple[Tensor, Ten
     """
     next_labels = labels[:, 1:]
     is_learnt = next_labels != IGNORE_INDEX
-    # Only rows that are learnt are upcast: an answer is short, its prompt holds a thousand visual tokens.
-    learnt_logits = logits[:, :-1][is_learnt].float()  # (learnt, V)
-    return F.cross_entropy(learnt_logits, next_labels[is_learnt], reduction="sum"), is_learnt.sum()
+    return token_loss_sum(logits[:, :-1][is_learnt], next_labels[is_learnt]), is_learnt.sum()
+
+
+def token_loss_sum(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Sum the cross-entropy of the learnt tokens, given their own logits alone.
+
+    Args:
+        logits (`torch.Tensor` of shape `(K, V)`, floating point): of the position before each token.
+        tokens (`torch.Tensor` of shape `(K,)`, int64): what is learnt.
+
+    Returns:
+        `torch.Tensor` of shape `()`, float32; 0 without a token, and still differentiable.
+    """
+    # Only what is learnt is upcast: an answer is short, its prompt holds a thousand visual tokens.
+    return F.cross_entropy(logits.float(), tokens, reduction="sum")
 
 
 def mask_bce_loss(mask_logits: Sequence[Tensor], mask_labels: Sequence[Tensor]) -> Tensor:
@@ -50,7 +63,7 @@ def mask_bce_loss(mask_logits: Sequence[Tensor], mask_labels: Sequence[Tensor]) 
     """
     losses = [
         F.binary_cross_entropy_with_logits(logits.float(), labels.float(), reduction="none").mean(dim=(1, 2))
-        for logits, labels in zip(mask_logits, mask_labels, strict=True)
+        for logits, labels in _stacks(mask_logits, mask_labels)
     ]
     return torch.cat(losses) if losses else torch.zeros(0)
 
@@ -68,12 +81,20 @@ def mask_dice_loss(mask_logits: Sequence[Tensor], mask_labels: Sequence[Tensor])
         differentiable, when there is no mask.
     """
     losses = []
-    for logits, labels in zip(mask_logits, mask_labels, strict=True):
+    for logits, labels in _stacks(mask_logits, mask_labels):
         mask_probs, masks = logits.float().sigmoid().flatten(1), labels.float().flatten(1)
         overlap = (mask_probs / _DICE_SCALE * masks).sum(dim=1)
         area = (mask_probs / _DICE_SCALE).sum(dim=1) + (masks / _DICE_SCALE).sum(dim=1)
         losses.append(1 - (2 * overlap + _DICE_EPS) / (area + _DICE_EPS))
     return torch.cat(losses) if losses else torch.zeros(0)
+
+
+def _stacks(mask_logits: Sequence[Tensor], mask_labels: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield logits and labels of neighbours of one size together, in order."""
+    pairs = zip(mask_logits, mask_labels, strict=True)
+    for _, group in groupby(pairs, key=lambda pair: (pair[0].shape[1:], pair[1].shape[1:])):
+        logits, labels = zip(*group, strict=True)
+        yield torch.cat(logits), torch.cat(labels)
 
 
 def mean_loss(loss_sum: Tensor, count: Tensor | int) -> Tensor:

@@ -9,6 +9,7 @@ it in video_tracking_visa.py with the tracker of modeling_xmem.py: none of it ha
 """
 
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_visa import VisaConfig, unknown_name_error
+from .conversation_packing_visa import PACKABLE_ATTENTION, PackedConversations, pack_conversations
 from .inputs_visa import (
     Videos,
     check_image_tokens,
@@ -31,10 +33,18 @@ from .inputs_visa import (
     check_videos,
     sam_feature_shape,
 )
-from .losses_visa import mask_bce_loss, mask_dice_loss, mean_loss, text_loss_sum_and_count
+from .losses_visa import (
+    IGNORE_INDEX,
+    mask_bce_loss,
+    mask_dice_loss,
+    mean_loss,
+    text_loss_sum_and_count,
+    token_loss_sum,
+)
 from .mask_sizes_visa import upscale_mask_logits
 from .modeling_xmem import XMemModel
 from .outputs_visa import VisaGenerateOutput, VisaOutput
+from .pipeline_visa import CUSTOM_PIPELINES
 from .prefix_cache_visa import check_prefix
 from .video_asking_visa import VisaAskingMixin
 from .video_tracking_visa import VisaTrackingMixin
@@ -59,6 +69,11 @@ _LOADING_KEYWORDS = (
 )
 # Arguments of `forward` that make masks; the text alone needs none of them.
 _MASK_ARGUMENTS = ("sam_pixel_values", "sam_features", "original_sizes", "reshaped_input_sizes", "mask_labels")
+
+# Patches that SAM encodes together, those of one frame at its published size, and prompts that it decodes together:
+# both take memory by the hundred megabytes.
+_SAM_PATCHES_AT_ONCE = 4096
+_PROMPTS_AT_ONCE = 64
 
 
 def _positions_after_padding(attention_mask: Tensor) -> Tensor:
@@ -273,6 +288,15 @@ class VisaForVideoSegmentation(VisaPreTrainedModel, GenerationMixin, VisaAskingM
             )
         return (model, info) if wants_info else model
 
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """Save the model, as in transformers, with its code and that of its pipeline, which config.json names."""
+        self.config.custom_pipelines = CUSTOM_PIPELINES
+        try:
+            super().save_pretrained(save_directory, *args, **kwargs)
+        finally:
+            # In memory it would have `pipeline` ask for trust in code that it does not load.
+            del self.config.custom_pipelines
+
     def get_output_embeddings(self) -> nn.Module:
         """Return the head that scores the next token."""
         return self.lm_head
@@ -287,7 +311,7 @@ class VisaForVideoSegmentation(VisaPreTrainedModel, GenerationMixin, VisaAskingM
         return self.model.get_image_features(pixel_values, num_frames, conversation_to_video)
 
     def get_sam_features(self, sam_pixel_values: Tensor) -> Tensor:
-        """Encode target frames with SAM, one by one: its global attention takes gigabytes for each.
+        """Encode target frames with SAM; large ones one by one, since its global attention takes gigabytes for each.
 
         Args:
             sam_pixel_values (`torch.Tensor` of shape `(B, 3, P, P)`): normalised frames, longest side at SAM's size P,
@@ -305,7 +329,8 @@ class VisaForVideoSegmentation(VisaPreTrainedModel, GenerationMixin, VisaAskingM
         if len(sam_pixel_values) == 0:
             return sam_pixel_values.new_zeros(0, *sam_feature_shape(self.config))
         with torch.set_grad_enabled(torch.is_grad_enabled() and _is_trainable(encoder)):
-            return torch.cat([encoder(image[None]).last_hidden_state for image in sam_pixel_values])
+            at_once = max(1, _SAM_PATCHES_AT_ONCE // (size // self.config.sam_config.vision_config.patch_size) ** 2)
+            return torch.cat([encoder(images).last_hidden_state for images in sam_pixel_values.split(at_once)])
 
     def embed_seg_states(self, states: Tensor) -> Tensor:
         """Turn states that predicted a [SEG], `(K, D)`, into prompts for SAM, `(K, C)`."""
@@ -317,15 +342,35 @@ class VisaForVideoSegmentation(VisaPreTrainedModel, GenerationMixin, VisaAskingM
 
         Args:
             sam_features (`torch.Tensor` of shape `(C, h, w)`): features of the frame, from `get_sam_features`.
-            seg_embeddings (`torch.Tensor` of shape `(K, C)`): prompts, from `embed_seg_states`.
+            seg_embeddings (`torch.Tensor` of shape `(K, C)`): prompts, from `embed_seg_states`; `K` may be 0.
 
         Returns:
             `torch.Tensor` of shape `(K, 4h, 4w)`: mask logits at SAM's own size; and of shape `(K,)`: SAM's own
             estimate of each mask's IoU.
         """
+        return self._decode_prompts(sam_features[None], [0] * len(seg_embeddings), seg_embeddings)
+
+    def _decode_prompts(
+        self, sam_features: Tensor, frame_of: list[int], seg_embeddings: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Decode the masks of prompts (K, C), each on its own of B frames, (B, C, h, w): see `decode_masks`."""
+        if not frame_of:
+            height, width = sam_features.shape[-2:]
+            return seg_embeddings.new_zeros(0, 4 * height, 4 * width), seg_embeddings.new_zeros(0)
+        found = []
+        for start in range(0, len(frame_of), _PROMPTS_AT_ONCE):
+            frames = frame_of[start : start + _PROMPTS_AT_ONCE]
+            # Prompts about one frame share its features, of which the decoder makes copies enough.
+            features = sam_features[frames[:1] if len(set(frames)) == 1 else frames]
+            found.append(self._run_mask_decoder(features, seg_embeddings[start : start + _PROMPTS_AT_ONCE]))
+        masks, iou_scores = zip(*found, strict=True)
+        return torch.cat(masks), torch.cat(iou_scores)
+
+    def _run_mask_decoder(self, sam_features: Tensor, seg_embeddings: Tensor) -> tuple[Tensor, Tensor]:
+        """Decode the masks of prompts (K, C) on as many frames, or on one: (K or 1, C, h, w)."""
         sam = self.model.sam
         dtype, device = _dtype_of(sam.mask_decoder), seg_embeddings.device
-        features = sam_features[None].to(device, dtype)  # (1, C, h, w)
+        features = sam_features.to(device, dtype).expand(len(seg_embeddings), -1, -1, -1)  # (K, C, h, w)
         # Weights are asked for through their modules, never read from outside: they may be offloaded.
         no_mask = sam.prompt_encoder.no_mask_embed(torch.zeros(1, dtype=torch.long, device=device))  # (1, C)
         centers = (torch.arange(features.shape[-1], device=device) + 0.5) / features.shape[-1]
@@ -333,12 +378,13 @@ class VisaForVideoSegmentation(VisaPreTrainedModel, GenerationMixin, VisaAskingM
         positions = sam.shared_image_embedding(grid).permute(2, 0, 1)[None]  # (1, C, h, w)
         masks, iou_scores = sam.mask_decoder(
             image_embeddings=features,
-            image_positional_embeddings=positions.to(device, dtype),
-            sparse_prompt_embeddings=seg_embeddings[None, :, None].to(dtype),  # (1, K, 1, C)
+            image_positional_embeddings=positions.to(device, dtype).expand_as(features),
+            # Prompts that share a frame may not see each other: each is a batch of its own.
+            sparse_prompt_embeddings=seg_embeddings[:, None, None].to(dtype),  # (K, 1, 1, C)
             dense_prompt_embeddings=no_mask.to(dtype)[:, :, None, None].expand_as(features),
             multimask_output=False,
         )
-        return masks[0, :, 0], iou_scores[0, :, 0]
+        return masks[:, 0, 0], iou_scores[:, 0, 0]
 
     @can_return_tuple
     def forward(
@@ -361,6 +407,8 @@ class VisaForVideoSegmentation(VisaPreTrainedModel, GenerationMixin, VisaAskingM
         logits_to_keep: int | Tensor = 0,
         num_items_in_batch: Tensor | int | None = None,
         num_masks_in_batch: Tensor | int | None = None,
+        packs_conversations: bool = False,
+        skip_logits: bool = False,
         **kwargs: Any,
     ) -> VisaOutput:
         """Answer N conversations about B videos, teacher-forced, and decode a mask for each [SEG].
@@ -389,6 +437,10 @@ class VisaForVideoSegmentation(VisaPreTrainedModel, GenerationMixin, VisaAskingM
             num_items_in_batch (`int`), num_masks_in_batch (`int`): with `config.loss_reduction` "step", the learnt
                 tokens and the masks of the whole optimiser step, over all its micro-batches and ranks; the sums of
                 this micro-batch are divided by them. Without them, and always with "microbatch", by its own numbers.
+            packs_conversations (`bool`, defaults to `False`): let the language model read what the conversations about
+                one video begin with once, where that is possible (conversation_packing_visa.py). For training: the
+                same results up to rounding, without a cache.
+            skip_logits (`bool`, defaults to `False`): leave `logits` out, and score the tokens of `labels` alone.
             kwargs: for the language model (`use_cache`, `output_hidden_states`, ...).
 
         Returns:
@@ -419,20 +471,31 @@ class VisaForVideoSegmentation(VisaPreTrainedModel, GenerationMixin, VisaAskingM
             check_targets(self.config, videos, sam_pixel_values, sam_features)
 
         # 2) The language model reads text and visual tokens; 3) and scores the next ones.
-        if pixel_values is not None and mm_encoder_outputs is None:
-            features = self.get_image_features(pixel_values, videos.num_frames, videos.video_of)
-            mm_encoder_outputs = {"image": features}
-        outputs = self.model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            mm_encoder_outputs=mm_encoder_outputs,
-            **kwargs,
-        )
-        states = outputs.last_hidden_state  # (N, S, D)
-        logits = self.lm_head(slice_logits_to_keep(states, logits_to_keep))
+        packed = None
+        if (
+            packs_conversations
+            and input_ids is not None
+            and self._can_pack(past_key_values, position_ids, mm_encoder_outputs, **kwargs)
+        ):
+            packed = pack_conversations(input_ids, attention_mask, videos, self.config.image_token_id)
+        if packed is not None:
+            outputs = self._read_packed(packed, pixel_values, **kwargs)
+            states = packed.unpack(outputs.last_hidden_state)  # (N, S, D)
+        else:
+            if pixel_values is not None and mm_encoder_outputs is None:
+                features = self.get_image_features(pixel_values, videos.num_frames, videos.video_of)
+                mm_encoder_outputs = {"image": features}
+            outputs = self.model(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                inputs_embeds=inputs_embeds,
+                mm_encoder_outputs=mm_encoder_outputs,
+                **kwargs,
+            )
+            states = outputs.last_hidden_state  # (N, S, D)
+        logits = None if skip_logits else self.lm_head(slice_logits_to_keep(states, logits_to_keep))
 
         # 4) The state that predicted each [SEG] becomes a prompt, and SAM decodes its mask.
         masks: dict[str, Any] = {}
@@ -447,7 +510,7 @@ class VisaForVideoSegmentation(VisaPreTrainedModel, GenerationMixin, VisaAskingM
             if self.config.loss_reduction == "microbatch":
                 num_items_in_batch = num_masks_in_batch = None
             if labels is not None:
-                losses["text_loss"] = self._text_loss(logits, labels, num_items_in_batch)
+                losses["text_loss"] = self._text_loss(states, logits, labels, num_items_in_batch)
             if mask_labels is not None:
                 losses |= self._mask_losses(masks["mask_logits"], mask_labels, num_masks_in_batch)
             losses["loss"] = sum(getattr(self.config, f"{name}_weight") * value for name, value in losses.items())
@@ -460,6 +523,42 @@ class VisaForVideoSegmentation(VisaPreTrainedModel, GenerationMixin, VisaAskingM
             attentions=outputs.attentions,
             **losses,
             **masks,
+        )
+
+    def _can_pack(
+        self,
+        past_key_values: Cache | None,
+        position_ids: Tensor | None,
+        mm_encoder_outputs: dict[str, Any] | None,
+        **kwargs: Any,
+    ) -> bool:
+        """Whether conversations may be packed: no cache, nothing that counts on one row each, and any mask will do."""
+        text = self.config.text_config
+        # As in transformers, what is not given is what the configuration says.
+        asked = [
+            getattr(text, name, False) if kwargs.get(name) is None else kwargs[name]
+            for name in ("use_cache", "output_hidden_states", "output_attentions")
+        ]
+        return (
+            past_key_values is None
+            and position_ids is None
+            and not mm_encoder_outputs
+            and not any(asked)
+            and text._attn_implementation in PACKABLE_ATTENTION
+            and set(getattr(text, "layer_types", None) or ["full_attention"]) == {"full_attention"}
+        )
+
+    def _read_packed(self, packed: PackedConversations, pixel_values: Tensor | None, **kwargs: Any) -> Any:
+        """Run the language model over packed conversations; states of shape (M, L, D)."""
+        features = None
+        if pixel_values is not None and packed.frame_rows:
+            features = self.model.get_image_features(pixel_values).pooler_output[packed.frame_rows]
+        embeds = self.model._embed(packed.input_ids, features)
+        return self.model(
+            inputs_embeds=embeds,
+            attention_mask=packed.attention_mask(embeds.dtype),
+            position_ids=packed.position_ids,
+            **kwargs,
         )
 
     def _find_seg_states(self, states: Tensor, tokens: Tensor | None) -> list[Tensor]:
@@ -497,16 +596,21 @@ class VisaForVideoSegmentation(VisaPreTrainedModel, GenerationMixin, VisaAskingM
             else:
                 assert sam_pixel_values is not None
                 frame_features = self.get_sam_features(sam_pixel_values[list(members)])
-            for conversations, features in zip(members.values(), frame_features, strict=True):
-                sizes = [counts[conversation] for conversation in conversations]
-                masks, scores = self.decode_masks(features, torch.cat([prompts[n] for n in conversations]))
-                for n, mask, score in zip(conversations, masks.split(sizes), scores.split(sizes), strict=True):
-                    low_res[n], iou_scores[n] = mask, score
+            asking = [n for conversations in members.values() for n in conversations]
+            frame_of = [frame for frame, rows in enumerate(members.values()) for n in rows for _ in range(counts[n])]
+            masks, scores = self._decode_prompts(frame_features, frame_of, torch.cat([prompts[n] for n in asking]))
+            sizes = [counts[n] for n in asking]
+            for n, mask, score in zip(asking, masks.split(sizes), scores.split(sizes), strict=True):
+                low_res[n], iou_scores[n] = mask, score
         padded_size = self.config.sam_config.vision_config.image_size
-        mask_logits = []
-        for conversation, masks in enumerate(low_res):
-            original, reshaped = videos.sizes_of(conversation)
-            mask_logits.append(upscale_mask_logits(masks, padded_size, reshaped, original))
+        mask_logits: list[Tensor] = []
+        # Neighbours of one size together.
+        for (original, reshaped), group in groupby(range(len(low_res)), key=videos.sizes_of):
+            members_of_size = list(group)
+            enlarged = upscale_mask_logits(
+                torch.cat([low_res[n] for n in members_of_size]), padded_size, reshaped, original
+            )
+            mask_logits += enlarged.split([len(low_res[n]) for n in members_of_size])
         return {
             "low_res_mask_logits": low_res,
             "mask_logits": mask_logits,
@@ -514,11 +618,20 @@ class VisaForVideoSegmentation(VisaPreTrainedModel, GenerationMixin, VisaAskingM
             "seg_embeddings": seg_embeddings,
         }
 
-    def _text_loss(self, logits: Tensor, labels: Tensor, num_items: Tensor | int | None) -> Tensor:
+    def _text_loss(
+        self, states: Tensor, logits: Tensor | None, labels: Tensor, num_items: Tensor | int | None
+    ) -> Tensor:
         """Cross-entropy of the learnt tokens, over `num_items` of them or over those given here."""
-        if logits.shape[1] != labels.shape[1]:
+        if logits is None:
+            next_labels = labels[:, 1:].to(states.device)
+            is_learnt = next_labels != IGNORE_INDEX
+            learnt_logits = self.lm_head(states[:, :-1][is_learnt])  # (learnt, V)
+            loss_sum = token_loss_sum(learnt_logits, next_labels[is_learnt].to(learnt_logits.device))
+            num_learnt = is_learnt.sum()
+        elif logits.shape[1] != labels.shape[1]:
             raise ValueError("`logits_to_keep` leaves out logits that `labels` need. Give one of the two.")
-        loss_sum, num_learnt = text_loss_sum_and_count(logits, labels.to(logits.device))
+        else:
+            loss_sum, num_learnt = text_loss_sum_and_count(logits, labels.to(logits.device))
         return mean_loss(loss_sum, num_learnt if num_items is None else num_items)
 
     def _mask_losses(
