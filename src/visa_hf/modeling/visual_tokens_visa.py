@@ -63,6 +63,7 @@ def assign_clusters(tokens: Tensor, num_clusters: int, num_neighbors: int) -> Te
     """
     if num_neighbors > num_clusters:
         num_neighbors = min(3, max(num_clusters // 2, 1))
+    num_tokens, num_channels = tokens.shape[1:]
     squared = _squared_distances(tokens)  # (F, N, N)
     largest = squared.amax(dim=(1, 2), keepdim=True)
 
@@ -71,7 +72,8 @@ def assign_clusters(tokens: Tensor, num_clusters: int, num_neighbors: int) -> Te
     diagonal.fill_(math.inf)
     others = squared.topk(num_neighbors - 1, dim=-1, largest=False).values  # ascending
     diagonal.fill_(0)
-    density = (others.sum(dim=-1) / -num_neighbors).exp()  # (F, N)
+    # Distances are meant divided by sqrt(C): only here does it count. It would not change which of two is the larger.
+    density = (others.sum(dim=-1) / (-num_neighbors * num_channels)).exp()  # (F, N)
 
     # delta: the distance to the nearest token of higher density; where there is none, the largest of the frame.
     is_denser = density[:, None, :] > density[:, :, None]  # (F, N, N): is j denser than i?
@@ -79,8 +81,7 @@ def assign_clusters(tokens: Tensor, num_clusters: int, num_neighbors: int) -> Te
     ranking = torch.sort(delta * density, dim=-1, descending=True, stable=True).indices
     centers = ranking[:, :num_clusters]  # (F, K)
 
-    frames = torch.arange(tokens.shape[0], device=tokens.device)[:, None]
-    clusters = squared[frames, centers].argmin(dim=1)  # distances (F, K, N) -> (F, N)
+    clusters = squared.gather(2, centers[:, None].expand(-1, num_tokens, -1)).argmin(dim=2)  # (F, N, K) -> (F, N)
     # Of two centres in the same place, the second would otherwise join the first and leave its cluster empty.
     own = torch.arange(num_clusters, device=tokens.device).expand_as(centers)
     return clusters.scatter(1, centers, own)
@@ -105,16 +106,18 @@ def average_clusters(tokens: Tensor, clusters: Tensor, num_clusters: int) -> Ten
     # Sums of bags run in the order of the members, so they are deterministic on a GPU too; `index_add` is not there.
     sums = F.embedding_bag(members, tokens.reshape(-1, num_channels), starts[:-1], mode="sum")
     counts = starts.diff()[:, None]  # (F * K, 1)
-    return (sums / (counts + _COUNT_EPS)).view(num_frames, num_clusters, num_channels)
+    return sums.div_(counts + _COUNT_EPS).view(num_frames, num_clusters, num_channels)
 
 
 def _squared_distances(tokens: Tensor) -> Tensor:
-    """Squared Euclidean distances of each frame's tokens, divided by the channels: (F, N, C) -> (F, N, N)."""
+    """Squared Euclidean distances of each frame's tokens: (F, N, C) -> (F, N, N)."""
     # |a - b|^2 = |a|^2 + |b|^2 - 2ab, as `torch.cdist` computes it above 25 tokens. The norms are taken from the
     # diagonal of the products, so that the distance of a token to itself is exactly 0.
-    squared = _inner_products(tokens)
-    norms = squared.diagonal(dim1=1, dim2=2).clone()
-    return squared.mul_(-2).add_(norms[:, :, None]).add_(norms[:, None, :]).clamp_(min=0).div_(tokens.shape[-1])
+    products = _inner_products(tokens)
+    norms = products.diagonal(dim1=1, dim2=2).clone()
+    # In place: matrices of this size, made anew, cost more in page faults than in arithmetic.
+    torch.sub(norms[:, None, :], products, alpha=2, out=products)
+    return products.add_(norms[:, :, None]).clamp_(min=0)
 
 
 def _inner_products(tokens: Tensor) -> Tensor:
