@@ -71,6 +71,32 @@ def test_the_target_mask_is_the_model_s_own(demo, ask, tiny_clip):
     assert result.scores == pytest.approx(output.iou_scores[0].tolist())
 
 
+def test_frame_scores_say_how_sure_each_mask_is(demo, tiny_clip):
+    """The means of what the session yields as probabilities, which those before the target are rounded of."""
+    model, processor = demo
+    result = segment(tiny_clip, "the white block", model=model, processor=processor, target_frame=5, every=2)
+    with processor.init_video_session(tiny_clip, every=2, want_probs=True) as session:
+        model.add_query(session, "the white block", target_frame=5)
+        outputs = list(model.propagate_in_video_iterator(session))
+    assert len(result.frame_scores) == len(result.frame_indices) == 6
+    for scores, output in zip(result.frame_scores, outputs, strict=True):
+        (masks,), (probs,) = output.masks, output.mask_probs
+        assert scores == pytest.approx([float(probs[0][masks[0]].mean())], abs=2e-5)
+        assert 0.5 <= scores[0] <= 1
+
+
+def test_a_reason_can_be_asked_for(demo, tiny_clip, monkeypatch):
+    model, processor = demo
+    seen = []
+    build = processor.build_prompt
+    monkeypatch.setattr(processor, "build_prompt", lambda *args, **how: seen.append(build(*args, **how)) or seen[-1])
+    result = segment(tiny_clip, "The block", model=model, processor=processor, explain=True)
+    assert result.answer == ANSWER
+    assert seen[0].endswith("the blockPlease output segmentation mask in the Target Image and explain why. ASSISTANT:")
+    with pytest.raises(ValueError, match="`explain` and a `first_mask` are given, but with a mask the model is not"):
+        segment(tiny_clip, first_mask=square(), model=tiny_clip, explain=True)  # before a model is looked for
+
+
 def test_two_runs_give_the_same(ask, tiny_clip):
     assert ask(tiny_clip, "it") == ask(tiny_clip, "it")
 
@@ -83,7 +109,8 @@ def test_several_queries_are_the_same_as_one_at_a_time(ask, tiny_clip):
         alone = ask(tiny_clip, query)
         # Rows of larger matrix products may round otherwise in the last bit: the masks are the same, scores nearly.
         assert result.scores == pytest.approx(alone.scores, abs=1e-5)
-        assert dataclasses.replace(result, scores=alone.scores) == alone
+        np.testing.assert_allclose(result.frame_scores, alone.frame_scores, atol=2e-5, rtol=0)
+        assert dataclasses.replace(result, scores=alone.scores, frame_scores=alone.frame_scores) == alone
 
 
 @pytest.mark.parametrize("kind", ["folder", "array", "list", "tensor", "paths"])
@@ -130,6 +157,7 @@ def test_a_first_mask_is_tracked_without_asking(ask):
     mask = square()
     result = ask(frames_of(4), first_mask=mask)
     assert (result.answer, result.query, result.scores) == ("", "", (1.0,))
+    assert result.frame_scores[0] == (1.0,) and 0 < min(min(result.frame_scores)) < 1
     assert result.frame_selection.target_idx == 0
     assert np.array_equal(result.mask_of(0), mask)
     named = ask(frames_of(4), "the square", first_mask=mask, target_frame=0)
@@ -145,7 +173,8 @@ def test_two_first_masks_are_two_objects_that_never_overlap(ask):
 
 
 def test_an_empty_first_mask_is_empty_everywhere(ask):
-    assert not ask(frames_of(4), first_mask=np.zeros((64, 96))).masks.any()
+    result = ask(frames_of(4), first_mask=np.zeros((64, 96)))
+    assert not result.masks.any() and result.frame_scores == ((0.0,),) * 4
 
 
 def test_an_answer_without_seg_is_nothing_to_segment(demo):

@@ -32,13 +32,13 @@ from transformers import PreTrainedModel
 from visa_hf.demo import make_demo_model
 from visa_hf.modeling.frame_samplers_visa import FrameSampler
 from visa_hf.modeling.modeling_visa import VisaForVideoSegmentation
-from visa_hf.modeling.outputs_visa import PackedMask, VideoFrameOutput, VideoSegmentation
+from visa_hf.modeling.outputs_visa import PackedFrame, VideoFrameOutput, VideoSegmentation
+from visa_hf.modeling.pipeline_visa import check_processor
 from visa_hf.modeling.processing_visa import VisaProcessor
-from visa_hf.modeling.video_session_visa import VisaVideoSession, check_query
+from visa_hf.modeling.video_session_visa import DEFAULT_MAX_FRAMES, VisaVideoSession, check_query, make_results
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_MAX_FRAMES = 10_000
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DEMO_NOTICE = (
     "No `model` was given: using the small random demo model, whose masks mean nothing. "
@@ -47,9 +47,6 @@ DEMO_NOTICE = (
 _WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin")
 _PROCESSOR_FILES = ("processor_config.json", "tokenizer.json", "tokenizer_config.json")
 _HUB_TIMEOUT = 5.0  # seconds until the Hub counts as out of reach
-
-# One frame's masks, packed: for each query, one for each object.
-PackedFrame = tuple[tuple[PackedMask, ...], ...]
 
 
 def segment(
@@ -63,6 +60,7 @@ def segment(
     num_reference_frames: int | None = None,
     first_mask: np.ndarray | torch.Tensor | None = None,
     sampler: FrameSampler | Literal["visa"] | None = None,
+    explain: bool = False,
     threshold: float = 0.5,
     start: float | str | None = None,
     end: float | str | None = None,
@@ -96,6 +94,8 @@ def segment(
         sampler (callable or `"visa"`, *optional*): chooses the frames for each query, unless `target_frame` or a
             mask does; see `frame_samplers_visa.py`. `"visa"` asks the checkpoint's own language model where in the
             video the thing is best seen.
+        explain (`bool`, defaults to `False`): ask for a reason beside the mask; what the model says is in `answer`.
+            Reasons are longer than plain answers: mind `max_new_tokens`.
         threshold (`float`, defaults to 0.5): probability above which a pixel of the target frame is in the mask. In
             the other frames the tracker decides between the objects and the background.
         start, end (`float` or `str`, *optional*): part of the video to use, without its end: seconds, or frame numbers
@@ -138,6 +138,7 @@ def segment(
             "reference_frames": reference_frames,
             "num_reference_frames": num_reference_frames,
             "first_mask": first_mask,
+            "explain": explain,
         }
         check_before_loading(session, queries, **asked)
         network, session.processor = load_model(model, processor, device=device, dtype=dtype)
@@ -157,13 +158,14 @@ def check_before_loading(
     reference_frames: Sequence[int] | None = None,
     num_reference_frames: int | None = None,
     first_mask: np.ndarray | torch.Tensor | None = None,
+    explain: bool = False,
 ) -> None:
     """Refuse what `add_query` would refuse, as far as that can be known without a model, which takes long to load.
 
     Args:
         session (`VisaVideoSession`): the video; it is left as it is.
         queries (`Sequence[str | None]`): the sentences; empty, or of `None`, for a `first_mask` without one.
-        target_frame, reference_frames, num_reference_frames, first_mask: as in `segment`.
+        target_frame, reference_frames, num_reference_frames, first_mask, explain: as in `segment`.
 
     Raises:
         ValueError, TypeError: if a query, a frame or the mask cannot be used.
@@ -176,6 +178,7 @@ def check_before_loading(
             reference_frames=reference_frames,
             num_reference_frames=num_reference_frames,
             first_mask=first_mask,
+            explain=explain,
         )
 
 
@@ -218,11 +221,7 @@ def load_model(
         _check_is_visa(model)
         loaded, torch_device = model, model.device if device is None else torch_device
         processor = processor or _load_processor(str(model.config.name_or_path or ""))
-    if processor.seg_token_id != loaded.config.seg_token_id:
-        raise ValueError(
-            f"The model's [SEG] is token {loaded.config.seg_token_id} but its processor's is "
-            f"{processor.seg_token_id}. Use the processor that was saved with the model."
-        )
+    check_processor(loaded, processor)
     # Only where something changes: models spread over devices, or quantised, refuse to be moved.
     if loaded.device != torch_device:
         loaded = loaded.to(torch_device)
@@ -280,27 +279,8 @@ def progress_bar(session: VisaVideoSession, is_shown: bool) -> Iterator[Callable
 
 
 def pack_frame(output: VideoFrameOutput) -> PackedFrame:
-    """Pack one frame's masks of all queries."""
-    return tuple(tuple(PackedMask.pack(mask) for mask in masks.numpy()) for masks in output.masks)
-
-
-def make_results(session: VisaVideoSession, frames: Sequence[PackedFrame]) -> list[VideoSegmentation]:
-    """Gather the packed masks of `session.frame_indices` into one result for each query."""
-    return [
-        VideoSegmentation(
-            query=query.query,
-            answer=query.answer,
-            frame_selection=query.frame_selection,
-            frame_indices=tuple(session.frame_indices),
-            object_masks=tuple(frame[position] for frame in frames),
-            scores=query.scores,
-            height=session.height,
-            width=session.width,
-            fps=session.source.fps,
-            video=session.source.name,
-        )
-        for position, query in enumerate(session.queries)
-    ]
+    """Pack one frame's masks of all queries, and keep their scores."""
+    return PackedFrame.pack(output)
 
 
 def _as_queries(query: Any) -> list[str | None]:

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from tests.media import read_code, test_frame, write_constant_rate, write_folder, write_variable_rate, write_video
-from visa_hf import cli, segment
+from visa_hf import cli, result_files, segment
 from visa_hf.commands import segment as command
 from visa_hf.demo import build_demo_checkpoint, make_demo_model
 from visa_hf.modeling.frame_source_visa import open_frames
@@ -79,6 +79,8 @@ def test_everything_is_written_and_agrees_with_segment(visa, demo, tmp_path):
         assert (row["video"], row["query"], row["answer"]) == ("clip", result.query, "It is [SEG].")
         assert row["target_frame"] == 3 and row["reference_frames"] == [0, 1, 2, 3, 4, 5]
         assert row["scores"] == list(result.scores)
+        assert list(map(tuple, row["frame_scores"].values())) == list(result.frame_scores)
+        assert list(row["frame_scores"]) == [str(number) for number in range(6)]
         assert list(row["masks"]) == [str(number) for number in range(6)]
         for number in range(6):
             place = f"clip/{row['expression_id']}/{number:05d}.png"
@@ -120,8 +122,8 @@ def test_a_part_and_every_third_frame(visa, tmp_path):
 
 def test_the_overlay_holds_the_last_mask_between_tracked_frames(visa, tmp_path, monkeypatch):
     drawn = []
-    real = command.overlay_masks
-    monkeypatch.setattr(command, "overlay_masks", lambda frame, masks: drawn.append(masks) or real(frame, masks))
+    real = result_files.overlay_masks
+    monkeypatch.setattr(result_files, "overlay_masks", lambda frame, masks: drawn.append(masks) or real(frame, masks))
     out = tmp_path / "out"
     assert visa(write_folder(tmp_path / "frames", 7), "it", "-o", out, "--every", 3, "--target-frame", 4)[0] == 0
     masks = {int(number): decode_mask(rle) for number, rle in read_rows(out)[0]["masks"].items()}
@@ -167,15 +169,18 @@ def test_masks_are_read_from_palette_grey_and_transparent_images(tmp_path):
     pixels = np.zeros((2, 3, 4), dtype=np.uint8)
     pixels[..., 3] = np.uint8(labels == 1) * 255
     Image.fromarray(pixels).save(tmp_path / "cutout.png")
-    assert command.read_mask(tmp_path / "palette.png").tolist() == [(labels == 1).tolist(), (labels == 3).tolist()]
-    assert command.read_mask(tmp_path / "grey.png").tolist() == [(labels == 3).tolist()]
-    assert command.read_mask(tmp_path / "cutout.png").tolist() == [(labels == 1).tolist()]
+    assert result_files.read_mask(tmp_path / "palette.png").tolist() == [
+        (labels == 1).tolist(),
+        (labels == 3).tolist(),
+    ]
+    assert result_files.read_mask(tmp_path / "grey.png").tolist() == [(labels == 3).tolist()]
+    assert result_files.read_mask(tmp_path / "cutout.png").tolist() == [(labels == 1).tolist()]
 
 
 def test_a_mask_of_several_greys_is_refused(tmp_path):
     Image.fromarray(np.array([[0, 120], [240, 0]], dtype=np.uint8)).save(tmp_path / "grey.png")
     with pytest.raises(ValueError, match="has 2 grey levels beside black.* Give a black and white PNG, or a palette"):
-        command.read_mask(tmp_path / "grey.png")
+        result_files.read_mask(tmp_path / "grey.png")
 
 
 def test_quiet_prints_nothing(visa, tmp_path):
@@ -240,13 +245,13 @@ def test_an_interruption_while_results_are_swapped_brings_the_earlier_one_back(v
             raise KeyboardInterrupt
         return replace(source, target)
 
-    real = command._replace_results
+    real = result_files._replace_results
 
     def swap(*places):
         monkeypatch.setattr(Path, "replace", interrupted)
         real(*places)
 
-    monkeypatch.setattr(command, "_replace_results", swap)
+    monkeypatch.setattr(result_files, "_replace_results", swap)
     code, _, errors = visa(video, "two", "-o", out, "--overwrite")
     assert (code, len(moves) > 5) == (130, True)
     assert errors.endswith(f"visa: interrupted. Nothing was written to `{out}`.\n")
@@ -300,6 +305,8 @@ def inputs(tmp_path_factory):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ([], "No VIDEO is given. Give one with a QUERY, or --requests with a file of both."),
+        (["clip.mp4", "it", "--explain", "--first-mask", "full.png"], "`explain` and a `first_mask` are given"),
         (["none.mp4", "it"], "There is no video at `none.mp4`."),
         (["text.mp4", "it"], "text.mp4"),
         (["empty", "it"], "The folder `empty` holds no images"),
@@ -369,7 +376,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_model_is_loaded(
     def refuse(self, *_, **__):
         raise PermissionError(errno.EACCES, "Permission denied", str(self))
 
-    monkeypatch.setattr(command.Path, "mkdir", refuse)
+    monkeypatch.setattr(Path, "mkdir", refuse)
     code, _, errors = visa(inputs / "clip.mp4", "it", "-o", tmp_path / "out")
     assert (code, errors) == (
         2,
@@ -380,7 +387,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_model_is_loaded(
 
 @pytest.mark.parametrize("written", ["save_palette_png", "write_json_lines"])
 def test_a_full_disk_leaves_nothing_behind(visa, inputs, tmp_path, monkeypatch, written):
-    real = getattr(command, written)
+    real = getattr(result_files, written)
     calls = []
 
     def fill(path, content):
@@ -389,7 +396,7 @@ def test_a_full_disk_leaves_nothing_behind(visa, inputs, tmp_path, monkeypatch, 
             raise OSError(errno.ENOSPC, f"Cannot write `{path}`: No space left on device")
         real(path, content)
 
-    monkeypatch.setattr(command, written, fill)
+    monkeypatch.setattr(result_files, written, fill)
     out = tmp_path / "out"
     code, printed, errors = visa(inputs / "clip.mp4", "it", "-o", out)
     assert (code, printed) == (2, "")
@@ -405,19 +412,21 @@ def test_a_disk_that_fills_up_while_overwriting_keeps_the_earlier_result(visa, i
     def fill(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(command, "write_json_lines", fill)
+    monkeypatch.setattr(result_files, "write_json_lines", fill)
     assert visa(inputs / "clip.mp4", "two", "-o", out, "--overwrite")[0] == 2
     assert files_in(out) == before and read_rows(out)[0]["query"] == "one"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_without_pyav_a_folder_still_works_without_an_overlay(visa, tmp_path, monkeypatch):
-    monkeypatch.setattr(command, "is_av_available", lambda: False)
+    monkeypatch.setattr(result_files, "is_av_available", lambda: False)
     monkeypatch.setattr("visa_hf.modeling.frame_source_visa.is_av_available", lambda: False)
     frames, out = write_folder(tmp_path / "frames", 2), tmp_path / "out"
     code, _, errors = visa(frames, "it", "-o", out)
     assert (
-        code == 2 and "Writing overlay.mp4 needs PyAV: `pip install av`, or leave it out with --no-overlay." in errors
+        code == 2
+        and "Writing overlay.mp4 needs PyAV: `pip install av`, or leave it out with `overlay=False` (--no-overlay)."
+        in errors
     )
     assert not out.exists()
     assert visa(frames, "it", "-o", out, "--no-overlay")[0] == 0
@@ -429,7 +438,7 @@ def test_without_pyav_a_folder_still_works_without_an_overlay(visa, tmp_path, mo
 
 
 def test_a_defect_keeps_its_traceback(visa, inputs, tmp_path, monkeypatch):
-    monkeypatch.setattr(command, "make_results", lambda *_: {}["defect"])
+    monkeypatch.setattr(result_files, "make_results", lambda *_: {}["defect"])
     with pytest.raises(KeyError, match="defect"):
         visa(inputs / "clip.mp4", "it", "-o", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import pipeline
 
 QUERY = "the bird that wins"
 # What people run who have transformers but not this package. The folder is saved again, and loaded from there too.
@@ -25,7 +26,7 @@ sys.meta_path.insert(0, Blocked())
 folder, again = sys.argv[1:]
 
 import numpy as np
-from transformers import AutoConfig, AutoModel, AutoProcessor
+from transformers import AutoConfig, AutoModel, AutoProcessor, pipeline
 
 frames = np.load(folder + "/frames.npy")
 results = []
@@ -51,9 +52,17 @@ for path in (folder, again):
             "tracked": tracked,
         }
     )
+    named = pipeline("reasoning-video-segmentation", model=path, trust_remote_code=True, device="cpu")
+    unnamed = pipeline(model=path, trust_remote_code=True, device="cpu")
+    found = []
+    for pipe in (named, unnamed):
+        found.append(pipe(frames, {"query": QUERY, "answer": "It is [SEG]."}, explain=True))
+        found[-1] |= {name: int(np.sum(found[-1][name])) for name in ("masks", "object_masks")}
+    assert found[0] == found[1]
+    results[-1]["pipeline"] = found[0]
+    results[-1]["classes"].append(type(named).__module__.split(".")[0])
     if path == folder:
-        model.save_pretrained(again)
-        processor.save_pretrained(again)
+        named.save_pretrained(again)
 assert not {"visa_hf", "av"} & set(sys.modules)
 print(json.dumps(results))
 """
@@ -109,6 +118,19 @@ def test_it_computes_the_same_without_the_package(elsewhere, tiny_model, tiny_pr
         assert result["tracked"][0] == 20 * 30 and len(result["tracked"]) == 3
 
 
+def test_the_pipeline_finds_the_same_without_the_package(elsewhere, tiny_model, tiny_processor, frames) -> None:
+    pipe = pipeline("reasoning-video-segmentation", model=tiny_model, processor=tiny_processor, device="cpu")
+    expected = pipe(frames, {"query": QUERY, "answer": "It is [SEG]."}, explain=True)
+    expected |= {name: int(np.sum(expected[name])) for name in ("masks", "object_masks")}
+    assert expected["masks"] > 0
+    for result in elsewhere:
+        found = result["pipeline"]
+        for name in ("scores", "frame_scores"):
+            np.testing.assert_allclose(found.pop(name), expected[name], atol=1e-4, rtol=0)
+        assert found == {name: value for name, value in expected.items() if name in found}
+        assert set(expected) - set(found) == {"scores", "frame_scores"}
+
+
 def test_a_folder_saved_again_is_the_same(elsewhere) -> None:
     first, second = elsewhere
     assert first == second
@@ -117,8 +139,7 @@ def test_a_folder_saved_again_is_the_same(elsewhere) -> None:
 def test_the_saved_folder_holds_all_of_the_code(folder) -> None:
     modeling = Path(__file__).parents[2] / "src" / "visa_hf" / "modeling"
     saved = {path.name for path in folder.glob("*.py")}
-    # The pipeline is saved by itself.
-    assert saved == {path.name for path in modeling.glob("*_*.py")} - {"__init__.py", "pipeline_visa.py"}
+    assert saved == {path.name for path in modeling.glob("*_*.py")} - {"__init__.py"}
     for name in saved:
         assert (folder / name).read_bytes() == (modeling / name).read_bytes()
 
@@ -128,6 +149,13 @@ def test_the_saved_folder_names_its_classes(folder) -> None:
     assert config["auto_map"] == {
         "AutoConfig": "configuration_visa.VisaConfig",
         "AutoModel": "modeling_visa.VisaForVideoSegmentation",
+    }
+    assert config["custom_pipelines"] == {
+        "reasoning-video-segmentation": {
+            "impl": "pipeline_visa.VisaPipeline",
+            "pt": ["AutoModel"],
+            "type": "multimodal",
+        }
     }
     processor = json.loads((folder / "processor_config.json").read_text())
     assert processor["auto_map"]["AutoProcessor"] == "processing_visa.VisaProcessor"

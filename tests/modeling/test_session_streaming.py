@@ -32,12 +32,16 @@ def test_a_stream_is_an_offline_sweep_forward(model, video, held):  # noqa: F811
         for frame_idx in range(NUM_FRAMES):
             output = model.step(stream, video[frame_idx], is_last=frame_idx == NUM_FRAMES - 1)
             assert (output.frame_idx, output.query_ids) == (frame_idx, tuple(present))
-            for query_id, masks, probs in zip(output.query_ids, output.masks, output.mask_probs, strict=True):
+            parts = output.query_ids, output.masks, output.mask_probs, output.scores
+            for query_id, masks, probs, scores in zip(*parts, strict=True):
                 assert torch.equal(masks, expected[frame_idx].masks[query_id])
                 torch.testing.assert_close(probs, expected[frame_idx].mask_probs[query_id], atol=1e-5, rtol=0)
+                torch.testing.assert_close(scores, expected[frame_idx].scores[query_id], atol=1e-5, rtol=0)
             for position in added.get(frame_idx, []):
                 present.append(model.add_query(stream, first_mask=ASKED[position]["first_mask"]))
                 assert stream.queries[-1].frame_selection.target_idx == frame_idx
+                expected_scores = [float(mask.any()) for mask in ASKED[position]["first_mask"]]
+                assert stream.queries[-1].target_frame_scores.tolist() == expected_scores
             if frame_idx == 10:
                 stream.remove_query(present.pop(1))
     assert present == [0, 2, 3]
@@ -69,7 +73,13 @@ def test_the_model_is_asked_about_the_current_frame_and_the_past(tiny_model, tin
 def test_a_stream_without_a_query_reads_and_yields_nothing(video):  # noqa: F811
     with opened() as stream:
         output = StubModel(None).step(stream, video[0])
-    assert (output.frame_idx, output.query_ids, output.masks, output.mask_probs) == (0, (), [], None)
+    assert (output.frame_idx, output.query_ids, output.masks, output.scores, output.mask_probs) == (
+        0,
+        (),
+        [],
+        [],
+        None,
+    )
 
 
 def test_held_frames_are_the_latest_and_some_of_all_before():

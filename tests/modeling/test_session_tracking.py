@@ -75,18 +75,39 @@ def propagated(model, video, asked, **options):
 
 @pytest.fixture(scope="module")
 def alone(model, video):
-    """What each query gives by itself: (masks, probs) by query and frame, the tracker stepped as for one video."""
+    """What each query gives by itself: (masks, probs, scores) by query and frame, the tracker stepped as for one."""
     return [
-        {output.frame_idx: (output.masks[0], output.mask_probs[0]) for output in propagated(model, video, [query])}
+        {
+            output.frame_idx: (output.masks[0], output.mask_probs[0], output.scores[0])
+            for output in propagated(model, video, [query])
+        }
         for query in ASKED
     ]
 
 
 def assert_as_alone(output, alone):
-    for query_id, masks, probs in zip(output.query_ids, output.masks, output.mask_probs, strict=True):
-        expected_masks, expected_probs = alone[query_id][output.frame_idx]
+    parts = output.query_ids, output.masks, output.mask_probs, output.scores
+    for query_id, masks, probs, scores in zip(*parts, strict=True):
+        expected_masks, expected_probs, expected_scores = alone[query_id][output.frame_idx]
         assert torch.equal(masks, expected_masks), (query_id, output.frame_idx)
         torch.testing.assert_close(probs, expected_probs, atol=2e-5, rtol=0)
+        torch.testing.assert_close(scores, expected_scores, atol=2e-5, rtol=0)
+
+
+def test_scores_are_mean_probabilities_of_the_pixels_of_masks(alone):
+    """Plainly, from the masks and probabilities of each frame; those before the target are rounded to 1/65535."""
+    seen = set()
+    for query_id, frames in enumerate(alone):
+        for frame_idx, (masks, probs, scores) in frames.items():
+            expected = [
+                float(prob[mask].mean()) if mask.any() else 0.0 for mask, prob in zip(masks, probs, strict=True)
+            ]
+            assert scores.dtype == torch.float32 and scores.device.type == "cpu"
+            np.testing.assert_allclose(scores, expected, atol=2e-5, rtol=0)
+            seen |= {round(score, 2) for score in expected}
+            if frame_idx == ASKED[query_id].get("target_frame"):
+                assert scores.tolist() == [float(mask.any()) for mask in masks]
+    assert len(seen) > 10, "all scores are alike, and this test shows nothing"
 
 
 @pytest.mark.parametrize(
@@ -106,7 +127,7 @@ def test_many_queries_are_the_same_as_each_alone(model, video, alone, options):
     for output in outputs:
         assert output.query_ids == tuple(range(len(ASKED)))
         assert_as_alone(output, alone)
-    tracked = [masks.any() for output in outputs for masks, _ in [alone[1][output.frame_idx]]]
+    tracked = [masks.any() for output in outputs for masks, *_ in [alone[1][output.frame_idx]]]
     assert sum(tracked) > NUM_FRAMES // 2, "the tracker lost everything, and this test shows nothing"
 
 
@@ -122,7 +143,7 @@ def test_alone_is_the_tracker_stepped_with_a_memory_of_its_own(tracker, video, a
                 frame = prepare_tracker_frame(video[idx], (HEIGHT, WIDTH), "cpu", torch.float32)
                 probs = tracker.step(memory, frame, masks if idx == 5 else None, is_last=idx == way[-1])
                 if idx != 5:
-                    found_masks, found_probs = alone[query_id][idx]
+                    found_masks, found_probs, _ = alone[query_id][idx]
                     torch.testing.assert_close(found_probs, probs[1:], atol=2e-5, rtol=0)
                     assert torch.equal(found_masks, torch.stack([probs.argmax(0) == k for k in range(1, len(probs))]))
             assert memory.num_long_term > 0, "nothing was consolidated"
@@ -170,6 +191,16 @@ def test_a_query_added_on_the_way_counts_every_third_frame(model, video):
             if output.frame_idx == 2:
                 model.add_query(session, **second)
     assert len(output.query_ids) == 2
+
+
+def test_scores_are_there_when_no_probabilities_are_asked_for(model, video, alone):
+    with VisaVideoSession(video, None, max_tracked_queries=2) as session:
+        for query in ASKED:
+            model.add_query(session, **query)
+        for output in model.propagate_in_video_iterator(session):
+            assert output.mask_probs is None
+            for query_id, scores in zip(output.query_ids, output.scores, strict=True):
+                torch.testing.assert_close(scores, alone[query_id][output.frame_idx][2], atol=2e-5, rtol=0)
 
 
 def test_a_removed_query_is_gone_and_the_others_stay_as_they_are(model, video, alone):

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from tests.modeling.session_models import StubModel
 from visa_hf.modeling.configuration_visa import XMemConfig
-from visa_hf.modeling.earlier_frames_visa import EarlierFrames
+from visa_hf.modeling.earlier_frames_visa import EarlierFrames, Found
 from visa_hf.modeling.modeling_xmem import XMemModel
 from visa_hf.modeling.outputs_visa import PackedMask
 from visa_hf.modeling.video_asking_visa import masks_from_logits
@@ -448,10 +448,11 @@ def test_probabilities_wait_in_two_bytes_each(monkeypatch):
     monkeypatch.setattr("visa_hf.modeling.earlier_frames_visa.zlib.decompress", lambda data: data)
     query = SimpleNamespace(query_id=0, target_masks=masks)
     with EarlierFrames(want_probs=True) as earlier:
-        earlier.put(0, 3, masks, probs)
-        kept_masks, kept_probs = earlier.pop(query, 3)
+        earlier.put(0, 3, Found(masks, torch.tensor([0.1, 0.7]), probs))
+        kept_masks, kept_scores, kept_probs = earlier.pop(query, 3)
     assert len(written[-1]) == 2 * probs.numel()  # packed masks are compressed before
     assert torch.equal(kept_masks, masks) and kept_probs.dtype == torch.float32
+    assert torch.equal(kept_scores, torch.tensor([0.1, 0.7]))
     assert kept_probs[0, 0, :2].tolist() == [0.0, 1.0]
     assert 0 < (kept_probs - probs).abs().max() < 1e-5
 

@@ -428,6 +428,10 @@ class VisaConfig(_StrictConfig):
         "tracker_config": SubConfigSpec(config_class=XMemConfig, optional=True),
     }
 
+    # What a saved config.json says about its pipeline has `pipeline` load the code of that folder. It is left out if
+    # the package has registered its own, and has set this.
+    has_registered_pipeline = False
+
     # Parts: dictionaries or configurations when given, configurations from then on.
     vision_config: Any = None
     text_config: Any = None
@@ -459,6 +463,8 @@ class VisaConfig(_StrictConfig):
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
+        if self.has_registered_pipeline:
+            kwargs.pop("custom_pipelines", None)
         for name, spec in self.sub_configs_defaults.items():
             values = getattr(self, name)
             if isinstance(values, dict):

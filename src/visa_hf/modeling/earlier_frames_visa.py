@@ -4,7 +4,7 @@ import tempfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,8 +12,19 @@ from torch import Tensor
 
 from .outputs_visa import PackedMask
 
-# Masks (K, H, W), bool, and probabilities (K, H, W), float32, of one query in one frame; `None` if not wanted.
-Found = tuple[Tensor, Tensor | None]
+
+class Found(NamedTuple):
+    """One query in one frame.
+
+    Args:
+        masks (`torch.Tensor` of shape `(K, H, W)`, bool, CPU): one mask per object.
+        scores (`torch.Tensor` of shape `(K,)`, float32, CPU): as of [`VideoFrameOutput`].
+        probs (`torch.Tensor` of shape `(K, H, W)`, float32, CPU): probabilities; `None` if not wanted.
+    """
+
+    masks: Tensor
+    scores: Tensor
+    probs: Tensor | None
 
 
 class EarlierFrames:
@@ -23,7 +34,7 @@ class EarlierFrames:
     """
 
     def __init__(self, want_probs: bool) -> None:
-        self._masks: dict[tuple[int, int], list[PackedMask]] = {}
+        self._masks: dict[tuple[int, int], list[tuple[PackedMask, float]]] = {}
         self._places: dict[tuple[int, int], tuple[int, int]] = {}
         self._file: Any = None
         if want_probs:
@@ -38,21 +49,23 @@ class EarlierFrames:
             with _temporary_file_errors():
                 self._file.close()
 
-    def put(self, query_id: int, frame_idx: int, masks: Tensor, probs: Tensor | None) -> None:
-        """Keep masks (K, H, W), bool, and, if they are wanted, probabilities (K, H, W), float32."""
-        self._masks[query_id, frame_idx] = [PackedMask.pack(mask) for mask in masks.numpy()]
-        if self._file is not None and probs is not None:
-            data = zlib.compress(np.rint(probs.numpy() * 65535).astype(np.uint16).tobytes(), 1)
+    def put(self, query_id: int, frame_idx: int, found: Found) -> None:
+        """Keep what was found of a query in a frame."""
+        packed = [PackedMask.pack(mask) for mask in found.masks.numpy()]
+        self._masks[query_id, frame_idx] = list(zip(packed, found.scores.tolist(), strict=True))
+        if self._file is not None and found.probs is not None:
+            data = zlib.compress(np.rint(found.probs.numpy() * 65535).astype(np.uint16).tobytes(), 1)
             with _temporary_file_errors():
                 self._places[query_id, frame_idx] = self._file.seek(0, 2), len(data)
                 self._file.write(data)
 
     def pop(self, query: Any, frame_idx: int) -> Found:
-        """Take masks and probabilities of a `SessionQuery` out again; empty ones if it was not tracked."""
+        """Take what was found of a `SessionQuery` out again; empty masks if it was not tracked."""
         masks = torch.zeros_like(query.target_masks)
+        scores = torch.zeros(len(masks))
         probs = None if self._file is None else torch.zeros(masks.shape)
-        for row, packed in enumerate(self._masks.pop((query.query_id, frame_idx), [])):
-            masks[row] = torch.from_numpy(packed.unpack())
+        for row, (packed, score) in enumerate(self._masks.pop((query.query_id, frame_idx), [])):
+            masks[row], scores[row] = torch.from_numpy(packed.unpack()), score
         place = self._places.pop((query.query_id, frame_idx), None)
         if self._file is not None and place is not None:
             with _temporary_file_errors():
@@ -60,7 +73,7 @@ class EarlierFrames:
                 data = self._file.read(place[1])
             values = np.frombuffer(zlib.decompress(data), dtype=np.uint16).astype(np.float32) / 65535
             probs = torch.from_numpy(values).reshape(masks.shape)
-        return masks, probs
+        return Found(masks, scores, probs)
 
 
 @contextmanager

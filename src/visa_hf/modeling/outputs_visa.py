@@ -133,11 +133,17 @@ class PackedMask:
 class VideoFrameOutput:
     """Masks of one frame for all queries of a session.
 
+    The score of an object in a frame is the mean, over the pixels of its mask, of the probability that was thresholded
+    or compared there: on the query's target frame the sigmoid of SAM's logit, in all others the tracker's probability
+    of this object, against the query's other objects and the background. It is 0 where the mask is empty, and 1 on the
+    frame of a mask that was given. Asked alone or with others, scores differ as little as probabilities.
+
     Args:
         frame_idx (`int`): index of the frame in the session's video.
         query_ids (`tuple[int, ...]`): the queries, in the order in which they were added.
         masks (list of `torch.Tensor` of shape `(K_q, H, W)`, bool, CPU): one mask per object of each query, in pixels
             of the source frame; `K_q` is 0 where there is nothing to segment. Masks of one query do not overlap.
+        scores (list of `torch.Tensor` of shape `(K_q,)`, float32, in [0, 1], CPU): how sure each mask is, see above.
         mask_probs (list of `torch.Tensor` of shape `(K_q, H, W)`, float32, in [0, 1], CPU): the tracker's
             probabilities; `None` unless the session was asked for them.
     """
@@ -145,7 +151,24 @@ class VideoFrameOutput:
     frame_idx: int
     query_ids: tuple[int, ...]
     masks: list[torch.Tensor]
+    scores: list[torch.Tensor]
     mask_probs: list[torch.Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class PackedFrame:
+    """What is kept of a [`VideoFrameOutput`]: per query, packed masks of its objects and their scores."""
+
+    masks: tuple[tuple[PackedMask, ...], ...]
+    scores: tuple[tuple[float, ...], ...]
+
+    @classmethod
+    def pack(cls, output: VideoFrameOutput) -> "PackedFrame":
+        """Pack one frame."""
+        return cls(
+            masks=tuple(tuple(PackedMask.pack(mask) for mask in masks.numpy()) for masks in output.masks),
+            scores=tuple(tuple(scores.tolist()) for scores in output.scores),
+        )
 
 
 @dataclass(frozen=True)
@@ -160,6 +183,8 @@ class VideoSegmentation:
         object_masks (tuple of T tuples of N [`PackedMask`]): per frame and object, one object for each [SEG] of the
             answer. N is 0 when there is nothing to segment, which is a normal result.
         scores (`tuple[float, ...]`): SAM's estimate of each object's IoU on the target frame, about [0, 1].
+        frame_scores (tuple of T tuples of N `float`): how sure the mask of each object is in each frame, in [0, 1]:
+            the mean probability of its pixels, 0 where it is empty; defined in [`VideoFrameOutput`].
         height, width (`int`): size of the frames in pixels.
         fps (`Fraction` or `None`): average frame rate of the source, frames per second.
         video (`str`): name of the source.
@@ -171,6 +196,7 @@ class VideoSegmentation:
     frame_indices: tuple[int, ...]
     object_masks: tuple[tuple[PackedMask, ...], ...] = field(repr=False)
     scores: tuple[float, ...]
+    frame_scores: tuple[tuple[float, ...], ...] = field(repr=False)
     height: int
     width: int
     fps: Fraction | None = None

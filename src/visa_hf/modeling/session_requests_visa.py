@@ -19,6 +19,10 @@ from torch import Tensor
 from .frame_samplers_visa import FrameSampler, VideoView, sample_frames
 from .frame_sampling_visa import select_frames
 from .outputs_visa import FrameSelection
+from .prompts_visa import PromptStyle
+
+# The forms of a question about a target frame.
+_ASKED_STYLES = ("short", "long", "explanatory")
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,7 @@ class QueryRequest:
     answer: str | None = None
     first_mask: Tensor | np.ndarray | None = None
     sampler: FrameSampler | str | None = None
+    style: PromptStyle | None = None
 
     @property
     def has_mask(self) -> bool:
@@ -54,12 +59,35 @@ def as_request(query: Any, common: Mapping[str, Any]) -> QueryRequest:
             f"A query is a {type(query).__name__} but must be a string, or a dictionary of the arguments of "
             "`add_query`."
         )
-    names = [item.name for item in dataclasses.fields(QueryRequest)]
+    names = [*(item.name for item in dataclasses.fields(QueryRequest)), "explain"]
     for name in query:
         if name not in names:
             nearest = get_close_matches(str(name), names, n=1, cutoff=0)
             raise ValueError(f"A query has no argument {name!r}. Did you mean `{nearest[0]}`?")
-    return QueryRequest(**{**common, **query})
+    own = dict(query)
+    if "style" in own or "explain" in own:
+        own["style"] = asked_style(own.get("style"), own.pop("explain", False))
+    return QueryRequest(**{**common, **own})
+
+
+def asked_style(style: Any, explain: Any) -> PromptStyle | None:
+    """Return the form of a question, of `style` and `explain` as `add_query` takes them; `None` for the query's own.
+
+    Raises:
+        TypeError: for an `explain` that is neither `True` nor `False`.
+        ValueError: for a style that does not ask about a target frame, or that `explain` contradicts.
+    """
+    if not isinstance(explain, bool):
+        raise TypeError(f"`explain` is {explain!r} but must be `True` or `False`.")
+    if style is not None and style not in _ASKED_STYLES:
+        raise ValueError(f"`style` is {style!r} but must be one of {', '.join(map(repr, _ASKED_STYLES))}.")
+    if not explain:
+        return style
+    if style not in (None, "explanatory"):
+        raise ValueError(
+            f"`style` is {style!r} and `explain` is `True`, which asks in a style of its own. Leave one of them out."
+        )
+    return "explanatory"
 
 
 def check_query(
@@ -70,6 +98,7 @@ def check_query(
     reference_frames: Sequence[int] | None = None,
     num_reference_frames: int | None = None,
     first_mask: Tensor | np.ndarray | None = None,
+    explain: bool = False,
 ) -> None:
     """Refuse what `add_query` would refuse, as far as that can be known without a model.
 
@@ -78,8 +107,15 @@ def check_query(
     Raises:
         ValueError, TypeError: as `add_query` does.
     """
-    request = QueryRequest(query, target_frame, reference_frames, num_reference_frames, first_mask=first_mask)
-    check_words(request)
+    request = QueryRequest(
+        query,
+        target_frame,
+        reference_frames,
+        num_reference_frames,
+        first_mask=first_mask,
+        style=asked_style(None, explain),
+    )
+    check_words(session, request)
     selected_frames(session, request)
     if first_mask is not None:
         given_masks(first_mask, session.height, session.width)
@@ -90,9 +126,19 @@ def is_blank(text: str) -> bool:
     return all(unicodedata.category(character) in ("Cc", "Cf", "Zl", "Zp", "Zs") for character in text)
 
 
-def check_words(request: QueryRequest) -> None:
+def check_words(session: Any, request: QueryRequest) -> None:
     """Refuse a query that is no text, or says nothing; beside a mask it is a name, and may be empty."""
     query = request.query
+    if request.has_mask and request.style is not None:
+        given = "`explain`" if request.style == "explanatory" else "A `style`"
+        raise ValueError(
+            f"{given} and a `first_mask` are given, but with a mask the model is not asked. Leave one of the two out."
+        )
+    if session.mode == "published" and request.style == "explanatory" and request.answer is None:
+        raise ValueError(
+            '`explain` is given, but with `mode="published"` the model is given its answer, which explains nothing. '
+            "Leave one of the two out."
+        )
     if request.has_mask and request.answer is not None:
         raise ValueError(
             "An `answer` and a `first_mask` are given, but with a mask nothing is answered. Leave one out."

@@ -19,7 +19,7 @@ from .frame_sampling_visa import stride_references
 from .inputs_visa import check_text
 from .outputs_visa import FrameSelection
 from .prefix_cache_visa import SharedPrefix, can_be_shared, make_prefix, pad_behind, positions_of, shared_length
-from .prompts_visa import ANSWER_TEMPLATES
+from .prompts_visa import ANSWER_TEMPLATES, PromptStyle
 from .video_session_visa import VisaVideoSession
 
 # Frames that the visual tower encodes together.
@@ -48,11 +48,15 @@ _DEFAULT_NEW_TOKENS = 64
 
 @dataclass(frozen=True)
 class Question:
-    """A sentence about some frames; with an `answer`, that one is read instead of generating one."""
+    """A sentence about some frames; with an `answer`, that one is read instead of generating one.
+
+    Its `style` is the form of the prompt, which is the sentence's own by default.
+    """
 
     query: str
     frame_selection: FrameSelection
     answer: str | None = None
+    style: PromptStyle | None = None
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,7 @@ class VisaAnsweringMixin:
         # 1) The prompts, and what they must not exceed.
         selection, processor = questions[0].frame_selection, session.processor
         num_references = len(selection.reference_idx)
-        rows = [prompt_ids(processor, each.query, num_references, each.answer) for each in questions]
+        rows = [prompt_ids(processor, each.query, num_references, each.answer, each.style) for each in questions]
         longest = max(map(len, rows))
         ones = torch.ones(1, longest, dtype=torch.int64)
         check_text(self.config, ones, ones, None, None)
@@ -278,6 +282,7 @@ class VisaAnsweringMixin:
                 query=question.query,
                 answer=answer,
                 normalize_query=True,
+                style=question.style,
             )
             del inputs["labels"]
             output = self(**inputs.to(self._input_device(inputs["input_ids"])))
@@ -287,7 +292,9 @@ class VisaAnsweringMixin:
         return found
 
 
-def prompt_ids(processor: Any, query: str, num_references: int, answer: str | None = None) -> Tensor:
+def prompt_ids(
+    processor: Any, query: str, num_references: int, answer: str | None = None, style: PromptStyle | None = None
+) -> Tensor:
     """Return what the processor makes of a query about a target and its references, without their pixels.
 
     Args:
@@ -295,6 +302,7 @@ def prompt_ids(processor: Any, query: str, num_references: int, answer: str | No
         query (`str`): lower-cased and its white space folded, as in the published inference.
         num_references (`int`): frames beside the target.
         answer (`str`, *optional*): follows the prompt, with the token that ends it.
+        style (`str`, *optional*): form of the prompt, as of `build_prompt`.
 
     Returns:
         `torch.Tensor` of shape `(S,)`, int64: each frame is `num_visual_tokens` ids.
@@ -302,7 +310,13 @@ def prompt_ids(processor: Any, query: str, num_references: int, answer: str | No
     Raises:
         ValueError: if the query cannot be used, or is too long for the model.
     """
-    text = processor.build_prompt(query, num_reference_frames=num_references, answer=answer, normalize_query=True)
+    text = processor.build_prompt(
+        query,
+        num_reference_frames=num_references,
+        answer=answer,
+        normalize_query=True,
+        style=style,
+    )
     row = torch.tensor(processor.tokenizer(text)["input_ids"])
     is_image = row == processor.image_token_id
     row = row.repeat_interleave(torch.where(is_image, processor.num_visual_tokens, 1))

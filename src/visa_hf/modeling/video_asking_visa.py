@@ -13,10 +13,13 @@ import torch
 from torch import Tensor
 
 from .frame_samplers_visa import FrameSampler
+from .mask_scores_visa import mask_scores
 from .outputs_visa import FrameSelection
+from .prompts_visa import PromptStyle
 from .session_requests_visa import (
     QueryRequest,
     as_request,
+    asked_style,
     check_target,
     check_words,
     given_masks,
@@ -44,6 +47,8 @@ class VisaAskingMixin(VisaAnsweringMixin):
         answer: str | None = None,
         first_mask: Tensor | np.ndarray | None = None,
         sampler: FrameSampler | str | None = None,
+        explain: bool = False,
+        style: PromptStyle | None = None,
         **generate_kwargs: Any,
     ) -> int:
         """Ask a query about the session's video, and keep its masks on the target frame.
@@ -69,6 +74,11 @@ class VisaAskingMixin(VisaAnsweringMixin):
             sampler (*optional*): chooses the target frame, and references unless they are named: a callable
                 `sampler(view, query)` that is given a [`VideoView`] and returns a [`FrameSelection`], or `"visa"`, the
                 model itself (`VisaFrameSampler`); the session's by default, which a `target_frame` overrules.
+            explain (`bool`, defaults to `False`): ask for a reason beside the mask, in the published words; what the
+                model says is the query's `answer`. Reasons are longer than plain answers: mind `max_new_tokens`.
+            style (`str`, *optional*): form of the question: `"short"`, which suits a noun phrase, `"long"`, which
+                suits a whole sentence, or `"explanatory"`, the same as `explain`. By default `"long"` for a query
+                that ends in "?", else `"short"`.
             generate_kwargs: for `generate_masks` (`max_new_tokens`, `do_sample`, ...); greedy decoding by default.
 
         Returns:
@@ -90,6 +100,7 @@ class VisaAskingMixin(VisaAnsweringMixin):
             answer,
             first_mask,
             sampler,
+            asked_style(style, explain),
         )
         return self._add_requests(session, [request], generate_kwargs)[0]
 
@@ -104,6 +115,8 @@ class VisaAskingMixin(VisaAnsweringMixin):
         reference_strategy: str | None = None,
         answer: str | None = None,
         sampler: FrameSampler | str | None = None,
+        explain: bool = False,
+        style: PromptStyle | None = None,
         **generate_kwargs: Any,
     ) -> list[int]:
         """Ask several queries together: the same as `add_query` one after the other, at less cost.
@@ -113,9 +126,9 @@ class VisaAskingMixin(VisaAnsweringMixin):
         Args:
             session (`VisaVideoSession`): the video.
             queries (sequence of `str` or `dict`): what to segment; a dictionary has arguments of `add_query`, which
-                count more than those below.
-            target_frame, reference_frames, num_reference_frames, reference_strategy, answer, sampler: for all
-                queries.
+                count more than those below; one with `explain` or `style` says by these alone how it is asked.
+            target_frame, reference_frames, num_reference_frames, reference_strategy, answer, sampler, explain, style:
+                for all queries.
             generate_kwargs: for `generate_masks`. Anything but greedy decoding answers the queries one by one.
 
         Returns:
@@ -133,6 +146,7 @@ class VisaAskingMixin(VisaAnsweringMixin):
             "reference_strategy": reference_strategy,
             "answer": answer,
             "sampler": sampler,
+            "style": asked_style(style, explain),
         }
         return self._add_requests(session, [as_request(query, common) for query in queries], generate_kwargs)
 
@@ -149,7 +163,7 @@ class VisaAskingMixin(VisaAnsweringMixin):
         }
         samplers, unsampled = [], []
         for request in requests:
-            check_words(request)
+            check_words(session, request)
             samplers.append(sampler_of(session, request))
             unsampled.append(selected_frames(session, request, **defaults))
         masks = [
@@ -171,7 +185,12 @@ class VisaAskingMixin(VisaAnsweringMixin):
         # 3) Ask.
         asked = [position for position, given in enumerate(masks) if given is None]
         questions = [
-            Question(requests[position].query or "", selections[position], requests[position].answer)
+            Question(
+                requests[position].query or "",
+                selections[position],
+                requests[position].answer,
+                requests[position].style,
+            )
             for position in asked
         ]
         answers = dict(zip(asked, self._answer(session, questions, generate_kwargs), strict=True))
@@ -180,17 +199,23 @@ class VisaAskingMixin(VisaAnsweringMixin):
         results: list[dict[str, Any]] = []
         for position, (request, selection, given) in enumerate(zip(requests, selections, masks, strict=True)):
             if given is not None:
-                result = {"answer": "", "target_masks": given, "scores": (1.0,) * len(given)}
-                probs = given.float()
+                text, scores, target_masks, probs = "", (1.0,) * len(given), given, given.float()
             else:
                 answer = answers[position]
                 _check_finite(answer)
-                found = masks_from_logits(answer.mask_logits, session.threshold)
-                result = {"answer": answer.text, "target_masks": found, "scores": answer.scores}
-                probs = answer.mask_logits.sigmoid() if session.want_probs else answer.mask_logits
-            target_probs = probs if session.want_probs else None
+                text, scores = answer.text, answer.scores
+                target_masks = masks_from_logits(answer.mask_logits, session.threshold)
+                probs = answer.mask_logits.sigmoid()
             results.append(
-                {"query": request.query or "", "frame_selection": selection, "target_probs": target_probs, **result}
+                {
+                    "query": request.query or "",
+                    "answer": text,
+                    "frame_selection": selection,
+                    "target_masks": target_masks,
+                    "target_probs": probs if session.want_probs else None,
+                    "target_frame_scores": mask_scores(target_masks, probs),
+                    "scores": scores,
+                }
             )
         return [session.append_query(**result) for result in results]
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .frame_sampling_visa import frames_between
 from .frame_source_visa import FrameSource, open_frames
-from .outputs_visa import FrameSelection
+from .outputs_visa import FrameSelection, PackedFrame, VideoSegmentation
 from .session_cache_visa import SessionCache
 from .session_requests_visa import check_query as check_query
 from .session_requests_visa import check_sampler, whole_number
@@ -24,6 +24,9 @@ from .session_requests_visa import is_blank as is_blank
 from .stream_frames_visa import StreamFrames
 
 SessionMode = Literal["shared", "published"]
+
+# Frames tracked at most where nobody says otherwise: hours of computing should not begin by mistake.
+DEFAULT_MAX_FRAMES = 10_000
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,8 @@ class SessionQuery:
             source video, one per [SEG] of the answer; they do not overlap.
         target_probs (`torch.Tensor` of shape `(K, H, W)`, float32, in [0, 1], CPU): the same as probabilities;
             `None` unless the session wants them.
+        target_frame_scores (`torch.Tensor` of shape `(K,)`, float32, CPU): how sure each of these masks is, as of
+            [`VideoFrameOutput`].
         scores (`tuple[float, ...]`): the model's estimate of each mask's IoU; 1.0 for masks that were given.
     """
 
@@ -48,6 +53,7 @@ class SessionQuery:
     frame_selection: FrameSelection
     target_masks: Tensor = field(repr=False)
     target_probs: Tensor | None = field(repr=False)
+    target_frame_scores: Tensor = field(repr=False)
     scores: tuple[float, ...]
 
 
@@ -310,6 +316,26 @@ class VisaVideoSession:
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
+
+
+def make_results(session: VisaVideoSession, frames: Sequence[PackedFrame]) -> list[VideoSegmentation]:
+    """Gather the packed masks of `session.frame_indices` into one result for each query."""
+    return [
+        VideoSegmentation(
+            query=query.query,
+            answer=query.answer,
+            frame_selection=query.frame_selection,
+            frame_indices=tuple(session.frame_indices),
+            object_masks=tuple(frame.masks[position] for frame in frames),
+            scores=query.scores,
+            frame_scores=tuple(frame.scores[position] for frame in frames),
+            height=session.height,
+            width=session.width,
+            fps=session.source.fps,
+            video=session.source.name,
+        )
+        for position, query in enumerate(session.queries)
+    ]
 
 
 def _at_least(minimum: int, name: str, value: Any) -> int:

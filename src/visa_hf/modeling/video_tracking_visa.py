@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .earlier_frames_visa import EarlierFrames, Found
+from .mask_scores_visa import mask_scores
 from .outputs_visa import VideoFrameOutput
 from .video_session_visa import SessionQuery, VisaVideoSession
 
@@ -70,7 +71,7 @@ class VisaTrackingMixin:
                 sweep = _Sweep(self.tracker, session, handover.take)
                 for frame_idx in session.frame_indices:
                     for query_id, found in sweep.visit(frame_idx, session.frame_indices, queries).items():
-                        earlier.put(query_id, frame_idx, *found)
+                        earlier.put(query_id, frame_idx, found)
                     on_frame(frame_idx)
 
             # 2) Backward, for the frames before each target.
@@ -283,16 +284,24 @@ class _TrackGroup:
         )
         size = (self._session.height, self._session.width)
         probs = [_resized(of_query, size) for of_query in probs]  # (1 + tracked, H, W) each
-        # One transfer for all.
-        owners = torch.stack([highest_plane(of_query).short() for of_query in probs]).cpu()
+        owners, scores = [], []
+        for of_query in probs:
+            owner = highest_plane(of_query)
+            channels = torch.arange(1, len(of_query), device=owner.device)[:, None, None]
+            owners.append(owner.short())
+            scores.append(mask_scores(owner == channels, of_query[1:]))
+        # One transfer each for all.
+        all_owners = torch.stack(owners).cpu()
+        all_scores = torch.cat(scores).cpu().split(self._sizes)
         results = {}
-        for (query, rows), owner, of_query in zip(self._tracked, owners, probs, strict=True):
-            masks, found_probs = self._nothing(query)
+        for (query, rows), owner, score, of_query in zip(self._tracked, all_owners, all_scores, probs, strict=True):
+            found = self._nothing(query)
+            found.scores[rows] = score
             for channel, row in enumerate(rows, start=1):
-                masks[row] = owner == channel
-                if found_probs is not None:
-                    found_probs[row] = of_query[channel]
-            results[query.query_id] = masks, found_probs
+                found.masks[row] = owner == channel
+                if found.probs is not None:
+                    found.probs[row] = of_query[channel]
+            results[query.query_id] = found
         return results
 
     def nothing(self) -> dict[int, Found]:
@@ -301,7 +310,8 @@ class _TrackGroup:
 
     def _nothing(self, query: SessionQuery) -> Found:
         shape = query.target_masks.shape
-        return torch.zeros(shape, dtype=torch.bool), torch.zeros(shape) if self._session.want_probs else None
+        probs = torch.zeros(shape) if self._session.want_probs else None
+        return Found(torch.zeros(shape, dtype=torch.bool), torch.zeros(shape[0]), probs)
 
 
 class _Sweep:
@@ -335,7 +345,7 @@ class _Sweep:
         results = self.advance(frame_idx, read, is_last)
         for query in starting:
             probs = None if query.target_probs is None else query.target_probs.clone()
-            results[query.query_id] = query.target_masks.clone(), probs
+            results[query.query_id] = Found(query.target_masks.clone(), query.target_frame_scores.clone(), probs)
         if starting and not is_last:
             if any(query.target_masks.any() for query in starting):
                 self.start(starting, *self.encoded(frame_idx, read))
@@ -428,18 +438,20 @@ def _track_back(
     for frame_idx in indices:
         for query_id, found in sweep.visit(frame_idx, indices, queries).items():
             if frame_idx < targets[query_id]:
-                earlier.put(query_id, frame_idx, *found)
+                earlier.put(query_id, frame_idx, found)
         on_frame(frame_idx)
 
 
 def _frame_output(session: VisaVideoSession, frame_idx: int, results: dict[int, Found]) -> VideoFrameOutput:
     """Put what was found into the order of the session's queries."""
-    ordered = [(query.query_id, *results[query.query_id]) for query in session.queries]
+    query_ids = tuple(query.query_id for query in session.queries)
+    ordered = [results[query_id] for query_id in query_ids]
     return VideoFrameOutput(
         frame_idx=frame_idx,
-        query_ids=tuple(query_id for query_id, _, _ in ordered),
-        masks=[masks for _, masks, _ in ordered],
-        mask_probs=[probs for _, _, probs in ordered if probs is not None] if session.want_probs else None,
+        query_ids=query_ids,
+        masks=[found.masks for found in ordered],
+        scores=[found.scores for found in ordered],
+        mask_probs=[found.probs for found in ordered if found.probs is not None] if session.want_probs else None,
     )
 
 
