@@ -121,7 +121,9 @@ def test_a_model_is_measured_on_revos(visa, revos, checkpoint, tmp_path):
     # Scoring what was written, as PNGs, is the same.
     again = tmp_path / "again"
     code, second, _ = visa("--predictions", out, *options[:-4], "-o", again)
-    assert (code, second.splitlines()[:-1]) == (0, printed.splitlines()[:-1])
+    *table, frames, _ = printed.splitlines()
+    assert (code, second.splitlines()[:-1]) == (0, table)
+    assert frames == "target frames: middle; reference frames: as the checkpoint says"
     assert json.loads((again / "scores.json").read_text())["scores"] == scores["scores"]
 
 
@@ -274,6 +276,50 @@ def test_what_cannot_be_done_is_said_in_one_line(visa, revos, tmp_path, monkeypa
     assert message in err
     assert err.count("\n") == 1
     assert "Traceback" not in err
+
+
+def test_the_choice_of_frames_is_printed_and_written(visa, revos, checkpoint, tmp_path):
+    options = ("--dataset", "revos", "--data-dir", revos, "--split", "valid", "--device", "cpu", "--model", checkpoint)
+    out = tmp_path / "oracle"
+    code, printed, err = visa(*options, "-o", out, "--sampler", "oracle", "--num-reference-frames", "0")
+    assert (code, err) == (0, "")
+    assert printed.splitlines()[-2] == "target frames: oracle; reference frames: 0"
+    scores = json.loads((out / "scores.json").read_text())
+    assert (scores["sampler"], scores["num_reference_frames"], scores["percentages"]) == ("oracle", 0, None)
+    page = (out / "report" / "index.html").read_text()
+    assert "sampler: oracle" in page and "num_reference_frames: 0" in page and "percentages" not in page
+    code, _, err = visa(*options, "-o", out, "--sampler", "first", "--num-reference-frames", "0")
+    assert code == 2 and "holds a run with other settings: `sampler` was 'oracle' and is 'first'" in err
+    path = tmp_path / "tp.json"
+    path.write_text(json.dumps({"birds": {"0": 100}, "cars": {"0": 0, "1": 100}}))
+    code, _, err = visa(*options, "-o", tmp_path / "file", "--percentages", path)
+    assert code == 2 and "The target frame of video `cars`, expression `2` is not known." in err
+    path.write_text(json.dumps({"birds": {"0": 100}, "cars": {"0": 0, "1": 100, "2": 50}}))
+    code, printed, err = visa(*options, "-o", tmp_path / "file", "--percentages", path)
+    assert (code, err) == (0, "")
+    assert f"target frames: {path}; reference frames: as the checkpoint says" in printed
+    rows = [json.loads(line) for line in (tmp_path / "file" / "predictions.jsonl").open()]
+    assert [row["target_frame"] for row in rows] == [len(rows[0]["masks"]) - 1, 0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--sampler", "best"), "argument --sampler: invalid choice: 'best'"),
+        (("--sampler", "visa", "--percentages", "x"), "argument --percentages: not allowed with argument --sampler"),
+        (("--percentages", "gone.json"), "There is no percentages file `gone.json`"),
+    ],
+)
+def test_a_wrong_choice_of_frames_is_refused(visa, revos, checkpoint, tmp_path, capsys, options, message):
+    try:
+        code, _, err = visa(
+            *("--dataset", "revos", "--data-dir", revos, "--split", "valid", "--model", checkpoint),
+            *("-o", tmp_path / "out", "--device", "cpu", *options),
+        )
+    except SystemExit as error:
+        code, err = error.code, capsys.readouterr().err
+    assert code == 2 and message in err
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_output_that_is_a_file_is_refused(visa, revos, tmp_path):

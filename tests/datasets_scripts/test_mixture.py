@@ -406,6 +406,20 @@ def test_revos_is_loaded_from_its_folder_and_its_masks_are_those_of_the_target(t
     assert seen == {0, 1, 2}
 
 
+def test_foregrounds_of_revos_are_loaded_where_they_are_published(tmp_path: Path) -> None:
+    folder, cache = write_revos(tmp_path / "ReVOS"), tmp_path / "cache"
+    recipe = SamplingRecipe(foreign_probability=0.0)
+    source = SourceConfig("revos", 1, "revos", "valid", str(folder), recipe)
+    mixture = MixtureConfig((GroupConfig("rvos", 1, (source,)),))
+    expected = [box(0, 0), box(2, 2) | box(2, 9), box(4, 4)]
+    samples = TrainingSamples(load_sources(mixture, cache_dir=cache, with_foregrounds=True), mixture, 0, 5)
+    for sample in samples:
+        np.testing.assert_array_equal(sample.foreground, expected[sample.target_idx])
+    (folder / "mask_dict_foreground.json").unlink()
+    samples = TrainingSamples(load_sources(mixture, cache_dir=cache, with_foregrounds=True), mixture, 0, 2)
+    assert [sample.foreground for sample in samples] == [None, None]
+
+
 def test_your_own_video_file_is_sampled_at_the_frames_that_you_annotated(tmp_path: Path) -> None:
     write_constant_rate(tmp_path / "clip.mp4", 30)
     mask = np.zeros((64, 96), dtype=bool)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from datasets import Features, List, Value
+from datasets import Dataset, Features, List, Value
 from PIL import Image
 
 from tests.datasets_scripts.training_rows import (
@@ -19,11 +19,12 @@ from tests.datasets_scripts.training_rows import (
     masks_of,
     object_mask,
     reason_rows,
+    rows_of,
     small_world,
     write_video,
 )
 from visa_hf.datasets_scripts.annotations import AnnotationError
-from visa_hf.datasets_scripts.features import EXPRESSION_FEATURES
+from visa_hf.datasets_scripts.features import EXPRESSION_FEATURES, VIDEO_FEATURES
 from visa_hf.datasets_scripts.frame_store import FrameError
 from visa_hf.datasets_scripts.samples import ConversationSource, ExpressionSource, Sample
 from visa_hf.datasets_scripts.sampling import (
@@ -34,6 +35,7 @@ from visa_hf.datasets_scripts.sampling import (
     random_generator,
 )
 from visa_hf.modeling.prompts_visa import ANSWER_TEMPLATES, QUESTION_TEMPLATES
+from visa_hf.rle import encode_mask
 
 OWN_FEATURES = Features(
     {
@@ -131,6 +133,12 @@ def test_a_clip_shorter_than_the_number_drawn_gives_all_and_a_longer_one_as_many
     assert lengths == {8, 9, 10}
 
 
+def test_there_may_be_no_references_at_all() -> None:
+    recipe = SamplingRecipe(min_reference_frames=0, max_reference_frames=0)
+    drawn = [draw_frames(random_generator(0, draw), 5, recipe) for draw in range(100)]
+    assert {target for target, _ in drawn} == set(range(5)) and {references for _, references in drawn} == {()}
+
+
 def test_only_allowed_frames_become_the_target() -> None:
     targets = Counter(
         draw_frames(random_generator(0, draw), 50, SamplingRecipe(), [3, 17, 18])[0] for draw in range(900)
@@ -141,7 +149,7 @@ def test_only_allowed_frames_become_the_target() -> None:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"min_reference_frames": 0}, ValueError, "`min_reference_frames` is 0 but must be at least 1"),
+        ({"min_reference_frames": -1}, ValueError, "`min_reference_frames` is -1 but must be at least 0"),
         ({"min_reference_frames": 13}, ValueError, "`max_reference_frames` is 12, less than"),
         ({"foreign_probability": 1.5}, ValueError, r"must lie in \[0, 1\]"),
         ({"foreign_probability": float("nan")}, ValueError, r"must lie in \[0, 1\]"),
@@ -537,6 +545,49 @@ def test_a_mask_that_does_not_fit_its_frame_is_named(tmp_path: Path) -> None:
     other = expression_row(0, 5, frames * 2, [0], "b")
     with pytest.raises(AnnotationError, match="Its frames are others than those of another expression"):
         sample_with(mask_row(0, 0, 1), [row, other])
+
+
+def foregrounds_of(rows: list[dict]) -> Dataset:
+    others = {"height": SIZE[0], "width": SIZE[1], "frames": [], "foreground_ratio": []}
+    return rows_of([{**others, **row} for row in rows], VIDEO_FEATURES)
+
+
+def test_a_sample_knows_the_foreground_of_its_target_and_the_types_of_its_expressions(tmp_path: Path) -> None:
+    expressions, masks = small_world(tmp_path, (3, 2))
+    union = [np.logical_or(object_mask(0, t), object_mask(2, t)) for t in range(3)]
+    # Nothing is published about the other video; in frame 2 there is nothing.
+    rles = [encode_mask(union[0]), encode_mask(union[1]), None]
+    rows = [{"video_id": "video1", "foreground_rle": []}, {"video_id": "video0", "foreground_rle": rles}]
+    recipe = SamplingRecipe(foreign_probability=0.2)
+    source = ExpressionSource("s", expressions, masks, tmp_path, recipe, videos=foregrounds_of(rows))
+    seen = set()
+    for sample in draw_many(pickle.loads(pickle.dumps(source)), 60):
+        if sample.is_foreign_target or sample.video_id == "video1":
+            assert sample.foreground is None
+        else:
+            expected = union[sample.target_idx] if sample.target_idx < 2 else np.zeros(SIZE, bool)
+            assert sample.foreground.dtype == np.uint8
+            np.testing.assert_array_equal(sample.foreground, expected)
+            seen.add(sample.target_idx)
+        for conversation in sample.conversations:
+            is_absent = conversation.query == "The Thing 3"
+            assert conversation.type_id == (None if sample.is_foreign_target else 2 if is_absent else 0)
+    assert seen == {0, 1, 2}
+    assert all(
+        sample.foreground is None for sample in draw_many(ExpressionSource("s", expressions, masks, tmp_path), 5)
+    )
+
+
+def test_a_foreground_that_does_not_fit_its_frame_is_named(tmp_path: Path) -> None:
+    frames = write_video(tmp_path, 0, 1)
+    expressions = expressions_of([expression_row(0, 4, frames, [], "a")])
+    for rles, message in (
+        ([encode_mask(np.ones((9, 9), bool))], r"frame '.*00000.png': Source `s`: The foreground has size \(9, 9\)"),
+        ([None, None], "The foreground has 2 entries for 1 frames"),
+    ):
+        videos = foregrounds_of([{"video_id": "video0", "foreground_rle": rles}])
+        with pytest.raises(AnnotationError, match=message):
+            draw_many(ExpressionSource("s", expressions, None, tmp_path, videos=videos), 1)
 
 
 def test_a_missing_frame_is_named(tmp_path: Path) -> None:

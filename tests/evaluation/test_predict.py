@@ -12,8 +12,9 @@ from tests.media import write_video
 from visa_hf.demo import build_demo_checkpoint
 from visa_hf.evaluation import predict as module
 from visa_hf.evaluation.benchmarks import BENCHMARKS, EvaluationSet
-from visa_hf.evaluation.predict import PredictionOptions, checkpoint_fingerprint, predict, share_videos
+from visa_hf.evaluation.predict import PredictionOptions, predict
 from visa_hf.inference import load_model, segment
+from visa_hf.processes import checkpoint_fingerprint
 from visa_hf.rle import decode_mask
 
 
@@ -98,11 +99,11 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(
         if moment == "while predicting":
             real = module.predict_video
 
-            def crash(model, processor, chosen, video, options, *, on_frame):
+            def crash(model, processor, chosen, video, options, *, on_frame, **more):
                 if video == "b":
                     on_frame(0, [np.ones((24, 32), bool)] * 2)
                     raise KeyboardInterrupt
-                return real(model, processor, chosen, video, options, on_frame=on_frame)
+                return real(model, processor, chosen, video, options, on_frame=on_frame, **more)
 
             patch.setattr(module, "predict_video", crash)
         elif moment == "while writing the part":
@@ -123,9 +124,9 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(
     computed = []
     real = module.predict_video
 
-    def count(model, processor, chosen, video, options, *, on_frame):
+    def count(model, processor, chosen, video, options, **more):
         computed.append(video)
-        return real(model, processor, chosen, video, options, on_frame=on_frame)
+        return real(model, processor, chosen, video, options, **more)
 
     monkeypatch.setattr(module, "predict_video", count)
     predict(evaluation_set, out, checkpoint, load=load)
@@ -187,15 +188,6 @@ def test_a_folder_with_something_else_is_left_alone(evaluation_set, checkpoint, 
     with pytest.raises(FileExistsError, match="holds no run to continue"):
         predict(evaluation_set, tmp_path, checkpoint, load=load)
     assert [path.name for path in tmp_path.iterdir()] == ["photo.jpg"]
-
-
-def test_work_is_divided_evenly_and_always_the_same():
-    work = {"a": 5, "b": 9, "c": 4, "d": 4, "e": 1}
-    shares = share_videos(work, 2)
-    assert shares == [["b", "d"], ["a", "c", "e"]]  # 13 and 10: the largest first, each to who has least
-    assert share_videos(work, 1) == [list(work)]
-    assert share_videos(dict(reversed(work.items())), 2) == [list(reversed(share)) for share in shares]
-    assert share_videos({"a": 1}, 3) == [["a"], [], []]
 
 
 def test_frames_of_a_video_file_are_read_as_a_video(demo, tmp_path):

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from accelerate import ParallelismConfig
 from PIL import Image
 from torch.utils.data import IterableDataset
 from transformers import TrainingArguments
@@ -70,6 +71,28 @@ def test_a_step_with_towers_is_the_same_however_it_is_cut(tmp_path):
     largest = max(float(gradient.abs().max()) for gradient in gradients.values())
     for name, gradient in gradients.items():
         torch.testing.assert_close(others[name], gradient, rtol=1e-4, atol=2e-6 * largest)
+
+
+def test_towers_that_a_step_does_not_reach_move_as_with_several_processes(tmp_path, monkeypatch):
+    """Their gradient is 0 in steps of text alone: momentum moves them on, and later losses show it."""
+    settings = {
+        "num_samples": 8,
+        "kinds": ("masks", "one", "text", "text"),
+        "options": {"lora_dropout": 0.0, "unfreeze": ["vision_tower", "mm_projector", "sam"]},
+        "per_device_train_batch_size": 2,
+        "learning_rate": 1e-2,
+    }
+    alone = make_trainer(tmp_path / "alone", **settings)
+    alone.train()
+    filled_up = make_trainer(tmp_path / "filled_up", **settings)
+    base = filled_up.model.base_model.model
+    # What several processes do.
+    base.forward = LockstepForward(base.forward, filled_up.processing_class, tuple(filled_up._loss_weights))
+    monkeypatch.setattr(filled_up, "_is_in_lockstep", True)
+    filled_up.train()
+    expected = logged(filled_up, *PARTS)
+    assert len(expected) == 4
+    torch.testing.assert_close(torch.tensor(logged(alone, *PARTS)), torch.tensor(expected), rtol=0, atol=1e-5)
 
 
 def test_by_step_every_token_and_mask_counts_the_same(tmp_path):
@@ -354,6 +377,32 @@ def test_arguments_that_would_do_harm_are_refused(tmp_path, arguments, message):
         VisaTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **arguments)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "given"),
+    [
+        ({"fsdp": "full_shard auto_wrap"}, "`fsdp` is 'full_shard auto_wrap'"),
+        ({"fsdp": True}, "`fsdp` is True"),
+        ({"fsdp_config": {"min_num_params": 10}}, "`fsdp_config` is {'min_num_params': 10}"),
+        ({"parallelism_config": ParallelismConfig(tp_size=2)}, "`parallelism_config` is ParallelismConfig"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else next(iter(value)),
+)
+def test_other_ways_to_split_the_model_than_deepspeeds_are_refused(tmp_path, arguments, given):
+    with pytest.raises(ValueError, match="FSDP, .* not supported: .* take ZeRO-3: `deepspeed` with a") as error:
+        VisaTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **arguments)
+    assert str(error.value).startswith(given)
+
+
+@pytest.mark.parametrize("name", ["FSDP", "MEGATRON_LM", "PARALLELISM_CONFIG"])
+def test_what_accelerate_launch_asks_for_is_refused_as_well(tmp_path, monkeypatch, name):
+    """`accelerate launch --use_fsdp` and its configuration file speak through the environment."""
+    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
+    with pytest.raises(ValueError, match=f"^the environment variable `ACCELERATE_USE_{name}` is 'true', but FSDP"):
+        VisaTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "false")
+    VisaTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+
+
 def test_learning_rates_may_be_json(tmp_path):
     given = VisaTrainingArguments(output_dir=str(tmp_path), use_cpu=True, learning_rates=json.dumps({"lora": 1}))
     assert given.learning_rates == {"lora": 1.0}
@@ -363,6 +412,18 @@ def test_defaults_are_the_papers(tmp_path):
     args = VisaTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
     assert (args.learning_rate, args.adam_beta1, args.adam_beta2, args.weight_decay) == (2e-5, 0.9, 0.95, 0.0)
     assert (args.max_grad_norm, args.lr_scheduler_type) == (1.0, "cosine")
+
+
+@pytest.mark.parametrize("name", ["eval_JF", "loss", "overall_R"])
+def test_the_best_checkpoint_may_be_told_by_what_is_measured(tmp_path, name):
+    make_trainer(tmp_path, eval_samples=1, eval_strategy="steps", eval_steps=1, metric_for_best_model=name)
+
+
+@pytest.mark.parametrize("name", ["eval_jf", "clip_overall_JF", "target_overall_JF"])
+def test_a_best_metric_that_nothing_measures_is_refused_before_the_training(tmp_path, name):
+    message = f"`metric_for_best_model` is '{name}', but evaluations .* Take `loss`, `JF`, `overall_JF`."
+    with pytest.raises(ValueError, match=message):
+        make_trainer(tmp_path, eval_samples=1, eval_strategy="steps", eval_steps=1, metric_for_best_model=name)
 
 
 def test_data_sets_must_have_numbers(tmp_path):

@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,9 @@ DATASETS = (
     "refcoco+",
     "refcocog",
     "own_data",
+    "synthetic",
 )
+SAMPLERS = ("middle", "first", "last", "visa", "oracle")
 # Scoring so few expressions takes less time than starting processes for it.
 _FEW_EXPRESSIONS, _MAX_WORKERS = 300, 8
 
@@ -56,7 +59,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     predicting.add_argument(
         "--threshold", metavar="P", type=float, default=0.5, help="probability on the target frame (default: 0.5)"
     )
-    predicting.add_argument("--num-reference-frames", metavar="N", type=int, help="how many frames the model sees")
+    chosen = predicting.add_mutually_exclusive_group()
+    chosen.add_argument(
+        "--sampler",
+        choices=SAMPLERS,
+        default="middle",
+        help="who chooses the target frame: the middle one (default), the first or the last one; visa: the "
+        "checkpoint's language model, asked where in the video the thing is best seen; oracle: the frame in which "
+        "most of the true mask is seen, to know how much the choice costs",
+    )
+    chosen.add_argument(
+        "--percentages",
+        metavar="JSON",
+        type=Path,
+        help="take target frames from a file instead: where in the video, in percent, by video and expression",
+    )
+    predicting.add_argument(
+        "--num-reference-frames",
+        metavar="N",
+        type=int,
+        help="how many frames the model sees besides; 0 for none (default: as the checkpoint says)",
+    )
     predicting.add_argument(
         "--mode",
         choices=("shared", "published"),
@@ -128,7 +151,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _predict(args: argparse.Namespace, open_set: Callable[[], Any], is_shown: bool) -> tuple[Any, Path | None]:
     """Predict this process' share; the path of all predictions in the first process, else `None`."""
-    from visa_hf.evaluation.predict import PredictionOptions, Processes, predict
+    from visa_hf.evaluation.predict import predict
+    from visa_hf.processes import Processes
 
     processes = Processes(args.device)
     try:
@@ -149,7 +173,7 @@ def _predict(args: argparse.Namespace, open_set: Callable[[], Any], is_shown: bo
                 args.model,
                 processes=processes,
                 dtype=args.dtype,
-                options=PredictionOptions(args.threshold, args.num_reference_frames, args.max_new_tokens, args.mode),
+                options=_options(args),
                 on_video=on_video,
             )
         return evaluation_set, path
@@ -157,6 +181,20 @@ def _predict(args: argparse.Namespace, open_set: Callable[[], Any], is_shown: bo
         raise KeyboardInterrupt(f"The same command continues the run in `{args.output}`.") from None
     finally:
         processes.close()
+
+
+def _options(args: argparse.Namespace) -> Any:
+    """Return how to predict."""
+    from visa_hf.evaluation.predict import PredictionOptions
+
+    return PredictionOptions(
+        threshold=args.threshold,
+        num_reference_frames=args.num_reference_frames,
+        max_new_tokens=args.max_new_tokens,
+        mode=args.mode,
+        sampler=args.sampler,
+        percentages=None if args.percentages is None else str(args.percentages),
+    )
 
 
 def _submit(args: argparse.Namespace, evaluation_set: Any, predictions: Any, is_shown: bool) -> None:
@@ -188,18 +226,32 @@ def _score(args: argparse.Namespace, evaluation_set: Any, predictions: Any, is_s
             num_workers=num_workers,
             on_video=lambda _: bar.update() and None,
         )
-    details = {"model": args.model} if args.model is not None else {"predictions": str(args.predictions)}
+    details: dict[str, Any] = {"predictions": str(args.predictions)}
+    if args.model is not None:
+        details = {"model": args.model, **asdict(_options(args))}
     write_scores(result, args.output, details)
     if not args.no_report:
-        write_report(evaluation_set, predictions, result, args.output, num_clips=args.num_clips, details=details)
+        given = {name: value for name, value in details.items() if value is not None}
+        write_report(evaluation_set, predictions, result, args.output, num_clips=args.num_clips, details=given)
     if result.problems:
         print(
             f"visa: warning: counted as zero, or ignored where not asked for: {describe_problems(result.problems)}",
             file=sys.stderr,
         )
     print(score_table(result))
+    if args.model is not None:
+        print(_choice_of_frames(args))
     page = "" if args.no_report else " and report/index.html"
     print(f"wrote scores.json, scores.csv{page} to {args.output}")
+
+
+def _choice_of_frames(args: argparse.Namespace) -> str:
+    """Say which frames the model saw."""
+    if args.mode == "published":
+        number = "as published"
+    else:
+        number = "as the checkpoint says" if args.num_reference_frames is None else str(args.num_reference_frames)
+    return f"target frames: {args.percentages or args.sampler}; reference frames: {number}"
 
 
 def score_table(result: Any) -> str:

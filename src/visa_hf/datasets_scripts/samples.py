@@ -42,6 +42,8 @@ class Conversation:
         history (`tuple[tuple[str, str], ...]`): questions and answers of earlier rounds.
         masks (`np.ndarray` of shape `(K, H, W)`, uint8, 0 or 1, or `None`): pixels of the target frame, one mask for
             each `[SEG]` of the answer; `None` where it has none.
+        type_id (`int` or `None`): 0 referring, 1 reasoning, 2 no such object; `None` where that is unknown, as for a
+            conversation that is not about an object, or if the target comes from another video.
     """
 
     query: str
@@ -51,6 +53,7 @@ class Conversation:
     style: str | None = None
     history: tuple[tuple[str, str], ...] = ()
     masks: np.ndarray | None = None
+    type_id: int | None = None
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,8 @@ class Sample:
         conversations (`tuple[Conversation, ...]`).
         is_foreign_target (`bool`): the target frame comes from another video and all masks are empty.
         attempt (`int`): how many times the draw failed before, when unreadable frames are skipped.
+        foreground (`np.ndarray` of shape `(H, W)`, uint8, 0 or 1, or `None`): all annotated objects of the target
+            frame together; `None` if the source does not know them.
     """
 
     draw: int
@@ -82,6 +87,7 @@ class Sample:
     conversations: tuple[Conversation, ...]
     is_foreign_target: bool = False
     attempt: int = 0
+    foreground: np.ndarray | None = None
 
 
 class ExpressionSource:
@@ -105,6 +111,7 @@ class ExpressionSource:
         masks (`datasets.Dataset`, *optional*): its config "masks", of the same split.
         root (`str` or `os.PathLike`): the folder that frames are relative to, the builder's `data_dir`.
         recipe ([`SamplingRecipe`], *optional*): the published one for videos by default.
+        videos (`datasets.Dataset`, *optional*): its config "videos", for the foregrounds of samples.
 
     Raises:
         AnnotationError: rows do not fit together.
@@ -119,6 +126,8 @@ class ExpressionSource:
         masks: Dataset | None,
         root: str | os.PathLike[str],
         recipe: SamplingRecipe | None = None,
+        *,
+        videos: Dataset | None = None,
     ) -> None:
         self.name, self.recipe, self.store = name, recipe or SamplingRecipe(), FrameStore(root)
         self._videos, num_short = group_by_video(expressions, self.recipe.min_video_frames)
@@ -128,6 +137,8 @@ class ExpressionSource:
         self._expressions = expressions.with_format(None)
         # As Arrow, so that only the frame that is asked for becomes a Python object.
         self._masks = None if masks is None else masks.select_columns(["anno_id", "rle"]).with_format("arrow")
+        self._foregrounds = None if videos is None else videos.select_columns(["foreground_rle"]).with_format("arrow")
+        self._foreground_rows = {} if videos is None else {name: row for row, name in enumerate(videos["video_id"])}
 
     def __len__(self) -> int:
         return len(self._videos)
@@ -159,7 +170,10 @@ class ExpressionSource:
             rows = [row for row in rows if _is_explained(row)]
         spoken = [self._draw_conversation(rng, row, form, is_foreign=bool(other)) for row in rows]
         # 3) the pictures, each once; the masks on the target
-        names = list(dict.fromkeys([frames[idx] for idx in reference_idx] + ([other] if other else [])))
+        shown = [frames[idx] for idx in reference_idx]
+        if form != "text":
+            shown.append(other or frames[target_idx])
+        names = list(dict.fromkeys(shown))
         pictures = dict(zip(names, self.store.read(names), strict=True))
         references = tuple(pictures[frames[idx]] for idx in reference_idx)
         if form == "text":
@@ -180,6 +194,7 @@ class ExpressionSource:
                 for conversation, row in zip(spoken, rows, strict=True)
             ),
             is_foreign_target=bool(other),
+            foreground=None if other else self._foreground(rows[0], target_idx, target.shape[:2]),
         )
 
     def _draw_expressions(self, rng: np.random.Generator, video: int) -> list[dict[str, Any]]:
@@ -207,7 +222,8 @@ class ExpressionSource:
         is_text, is_explained = rng.random(2)
         if not any(_is_explained(row) for row in rows):
             return "mask"
-        if is_text < self.recipe.text_only_probability:
+        # Without references there would be nothing to talk about.
+        if is_text < self.recipe.text_only_probability and self.recipe.min_reference_frames > 0:
             return "text"
         return "explained" if is_explained < self.recipe.explanation_probability else "mask"
 
@@ -241,7 +257,9 @@ class ExpressionSource:
     def _with_masks(
         self, conversation: Conversation, row: dict[str, Any], frame_idx: int | None, size: tuple[int, int]
     ) -> Conversation:
-        """Return the conversation with a mask for each `[SEG]`; `frame_idx` is `None` for a foreign frame."""
+        """Add the type and a mask for each `[SEG]` to a conversation; `frame_idx` is `None` for a foreign frame."""
+        if frame_idx is not None:
+            conversation = replace(conversation, type_id=row["type_id"])
         num_seg = 1 if conversation.answer is None else conversation.answer.count(SEG)
         if num_seg == 0:
             return conversation
@@ -263,24 +281,39 @@ class ExpressionSource:
         """Draw one object's mask of one frame into `mask`, `(H, W)`."""
         assert self._masks is not None, "rows of masks come from the masks"
         table = self._masks[mask_row]
-        anno_id, rles = table["anno_id"][0].as_py(), table["rle"][0].values
+        name = f"The mask {table['anno_id'][0].as_py()!r}"
+        found = self._decoded(name, table["rle"][0].values, row, frame_idx, mask.shape)
+        if found is not None:
+            mask |= found
+
+    def _foreground(self, row: dict[str, Any], frame_idx: int, size: tuple[int, int]) -> np.ndarray | None:
+        """Return all objects of a frame together, `(H, W)`; `None` if that is not known."""
+        place = self._foreground_rows.get(row["video_id"])
+        if place is None or self._foregrounds is None:
+            return None
+        rles = self._foregrounds[place]["foreground_rle"][0].values
+        if rles is None or len(rles) == 0:  # not published for this video
+            return None
+        found = self._decoded("The foreground", rles, row, frame_idx, size)
+        return np.zeros(size, dtype=np.uint8) if found is None else found.astype(np.uint8)
+
+    def _decoded(
+        self, name: str, rles: Any, row: dict[str, Any], frame_idx: int, size: tuple[int, ...]
+    ) -> np.ndarray | None:
+        """Decode one frame of an Arrow array of run lengths: `(H, W)`, bool; `None` where there is none."""
         if len(rles) != len(row["frames"]):
-            raise self._error(
-                row, f"The mask {anno_id!r} has {len(rles)} entries for {len(row['frames'])} frames.", frame_idx
-            )
+            raise self._error(row, f"{name} has {len(rles)} entries for {len(row['frames'])} frames.", frame_idx)
         rle = rles[frame_idx].as_py()
         if rle is None:
-            return
-        if tuple(rle["size"]) != mask.shape:
+            return None
+        if tuple(rle["size"]) != size:
             raise self._error(
-                row,
-                f"The mask {anno_id!r} has size {tuple(rle['size'])} (H, W), but the picture {mask.shape}.",
-                frame_idx,
+                row, f"{name} has size {tuple(rle['size'])} (H, W), but the picture {tuple(size)}.", frame_idx
             )
         try:
-            mask |= decode_mask(rle)
+            return decode_mask(rle)
         except (TypeError, ValueError) as error:
-            raise self._error(row, f"The mask {anno_id!r} is damaged: {error}", frame_idx) from error
+            raise self._error(row, f"{name} is damaged: {error}", frame_idx) from error
 
     def _error(self, row: dict[str, Any], message: str, frame_idx: int | None = None) -> AnnotationError:
         return AnnotationError.at(

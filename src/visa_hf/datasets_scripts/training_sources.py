@@ -4,6 +4,7 @@ Preparation is the builders' (a cache that is found again while the annotation f
 `samples`. This joins the two for training.
 """
 
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,8 @@ from visa_hf import datasets_scripts
 from visa_hf.datasets_scripts.known_datasets import KNOWN_DATASETS
 from visa_hf.datasets_scripts.mixture import GroupConfig, MixtureConfig, SourceConfig
 from visa_hf.datasets_scripts.samples import ConversationSource, ExpressionSource, Source
+
+logger = logging.getLogger(__name__)
 
 PathLike = str | os.PathLike[str]
 
@@ -26,6 +29,7 @@ def load_sources(
     num_proc: int | None = None,
     on_error: str = "raise",
     renormalise: bool = False,
+    with_foregrounds: bool = False,
 ) -> dict[str, Source]:
     """Prepare the data sets of a mixture and return its sources by name.
 
@@ -37,6 +41,7 @@ def load_sources(
         num_proc (`int`, *optional*): processes that prepare a data set.
         on_error (`str`): `"raise"`, or `"skip"` rows that cannot be used, while preparing.
         renormalise (`bool`): leave out sources that have no folder; hand the same to [`TrainingSamples`].
+        with_foregrounds (`bool`): let samples have their foreground, where a data set knows it.
 
     Returns:
         `dict[str, Source]`: in the order of the mixture.
@@ -64,7 +69,7 @@ def load_sources(
     if missing:
         raise FileNotFoundError(f"There is no folder {', '.join(missing)}. Correct the path.")
     return {
-        source.name: _load_source(source, folders[source.name], cache_dir, num_proc, on_error)
+        source.name: _load_source(source, folders[source.name], cache_dir, num_proc, on_error, with_foregrounds)
         for _, source in drawn
         if source.name in folders
     }
@@ -75,12 +80,17 @@ def _names_of(group: GroupConfig) -> list[str]:
 
 
 def _load_source(
-    source: SourceConfig, folder: Path, cache_dir: PathLike | None, num_proc: int | None, on_error: str
+    source: SourceConfig,
+    folder: Path,
+    cache_dir: PathLike | None,
+    num_proc: int | None,
+    on_error: str,
+    with_foregrounds: bool,
 ) -> Source:
     """Prepare one data set and make a source of it."""
     known = KNOWN_DATASETS[source.dataset]
-    rows: list[datasets.Dataset] = []
-    for config in known.configs:
+
+    def load(config: str) -> datasets.Dataset:
         builder = getattr(datasets_scripts, known.builder)(
             config_name=config, data_dir=folder, cache_dir=cache_dir, on_error=on_error
         )
@@ -90,7 +100,15 @@ def _load_source(
                 f"Source `{source.name}` is to have the split {source.split!r}, but `{folder}` has "
                 f"{', '.join(map(repr, builder.info.splits))}. Name one of those."
             )
-        rows.append(builder.as_dataset(split=source.split))
+        return builder.as_dataset(split=source.split)
+
+    rows = [load(config) for config in known.configs]
     if len(rows) == 1:
         return ConversationSource(source.name, rows[0], folder, source.recipe)
-    return ExpressionSource(source.name, rows[0], rows[1], folder, source.recipe)
+    videos = None
+    if with_foregrounds and known.foregrounds is not None:
+        try:
+            videos = load(known.foregrounds)
+        except FileNotFoundError as error:  # expressions and masks are there, so it is the foregrounds that are not
+            logger.info("Source `%s` has no foregrounds, so there will be no robustness R: %s", source.name, error)
+    return ExpressionSource(source.name, rows[0], rows[1], folder, source.recipe, videos=videos)

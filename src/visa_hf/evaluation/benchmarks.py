@@ -5,6 +5,7 @@ An `EvaluationSet` holds the expressions of one split, the true masks and the fo
 sets' own authors. Nothing is predicted or scored here.
 """
 
+import copy
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -152,15 +153,18 @@ class EvaluationSet:
         """All expressions, video by video."""
         return [expression for group in self.videos.values() for expression in group]
 
+    def subset(self, expressions: Sequence[Expression]) -> "EvaluationSet":
+        """Return the same set with these expressions alone, as they are given."""
+        smaller = copy.copy(self)
+        smaller.videos = {}
+        for expression in expressions:
+            smaller.videos.setdefault(expression.video, []).append(expression)
+        return smaller
+
     @property
     def has_masks(self) -> bool:
         """Whether predictions can be scored here."""
         return self._masks is not None
-
-    @property
-    def has_foregrounds(self) -> bool:
-        """Whether robustness R can be computed."""
-        return self._foregrounds is not None
 
     def objects_of(self, expression: Expression) -> list[FrameMasks]:
         """Return the true masks of each object that the expression means, one entry per frame."""
@@ -225,6 +229,7 @@ BENCHMARKS = {
         _refer("refcoco+"),
         _refer("refcocog"),
         Benchmark("own_data", "OwnData"),
+        Benchmark("synthetic", "Synthetic", ("valid", "unseen", "train"), summary="types", configs=_FULL),
     )
 }
 """The data sets that `visa evaluate` knows, by name."""

@@ -9,10 +9,9 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -24,19 +23,19 @@ import visa_hf
 
 from ..datasets_scripts.frame_store import FrameStore
 from ..inference import load_model, make_results, pack_frame, resolve_device
-from ..modeling.frame_source_visa import open_frames
+from ..modeling.frame_sampling_visa import select_frames
+from ..modeling.frame_source_visa import FrameSource, open_frames
 from ..modeling.outputs_visa import VideoSegmentation
+from ..modeling.video_asking_visa import masks_from_logits
 from ..modeling.video_session_visa import VisaVideoSession
+from ..processes import Processes, checkpoint_fingerprint, share_work
 from ..rendering import save_palette_png, write_json_lines
 from ..rle import encode_mask
 from .benchmarks import EvaluationSet, Expression
 from .predictions import ANNOTATIONS, PREDICTIONS_FILE, write_whole
+from .targets import TargetChoice
 
 RUN_FILE, PARTS = "run.json", "parts"
-
-# Files that a model is made of, and how much of each goes into its fingerprint.
-_CHECKPOINT_SUFFIXES = (".json", ".safetensors", ".bin", ".model")
-_SAMPLE_BYTES, _SAMPLES_PER_FILE = 4096, 256
 
 
 @dataclass(frozen=True)
@@ -48,46 +47,16 @@ class PredictionOptions:
         num_reference_frames (`int`, *optional*): the checkpoint's number by default.
         max_new_tokens (`int`, *optional*): length limit of an answer; that of `generate_masks` by default.
         mode (`str`): `"shared"`, or `"published"` to follow VISA's released evaluation step by step.
+        sampler (`str`): who chooses the target frames, one of `visa_hf.evaluation.targets.NAMES`.
+        percentages (`str`, *optional*): a file of shares of the videos, which chooses them instead.
     """
 
     threshold: float = 0.5
     num_reference_frames: int | None = None
     max_new_tokens: int | None = None
     mode: Literal["shared", "published"] = "shared"
-
-
-class Processes:
-    """The processes that share a run, as `torchrun` or `accelerate launch` started them; one, if nobody did.
-
-    Args:
-        device (`str`): `"auto"`, or the device of all of them.
-
-    Attributes:
-        rank, count (`int`): number of this process, and how many there are.
-        device (`str`): the device of this one.
-    """
-
-    def __init__(self, device: str = "auto") -> None:
-        self._state: Any = None
-        self.rank, self.count, self.device = 0, 1, device
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            from accelerate.state import PartialState  # type: ignore[import-untyped]
-
-            # One process may be busy for long after another has finished: waiting is no error.
-            self._state = PartialState(cpu=device == "cpu", timeout=timedelta(days=30))
-            self.rank, self.count = self._state.process_index, self._state.num_processes
-            if device == "auto":
-                self.device = str(self._state.device)
-
-    def wait(self) -> None:
-        """Wait until all processes have come here."""
-        if self._state is not None:
-            self._state.wait_for_everyone()
-
-    def close(self) -> None:
-        """Leave the group."""
-        if self._state is not None:
-            self._state.destroy_process_group()
+    sampler: str = "middle"
+    percentages: str | None = None
 
 
 def predict(
@@ -120,12 +89,14 @@ def predict(
 
     Raises:
         FileExistsError: if `out` holds something else.
-        ValueError: if it holds a run with other settings, or a video cannot be predicted; the message names it.
+        ValueError: if it holds a run with other settings, target frames cannot be chosen as `options` say, or a video
+            cannot be predicted; the message names it.
         RuntimeError: if videos are missing at the end.
     """
     processes = processes or Processes()
     out = Path(out)
     # 1) The settings of an earlier run must be the same.
+    targets = TargetChoice(evaluation_set, options.sampler, options.percentages)
     settings = {
         "model": str(model),
         "model_fingerprint": checkpoint_fingerprint(model),
@@ -136,13 +107,14 @@ def predict(
         "num_videos": len(evaluation_set.videos),
         "dataset_fingerprint": evaluation_set.fingerprint(),
         **asdict(options),
+        "percentages_fingerprint": None if options.percentages is None else _file_fingerprint(options.percentages),
     }
     if processes.rank == 0:
         _begin(out, settings)
     processes.wait()
     _check_run(out, settings)
     # 2) Who computes what: decided from what all processes see before any of them goes on.
-    share = share_videos(unfinished_videos(evaluation_set, out), processes.count)[processes.rank]
+    share = share_work(unfinished_videos(evaluation_set, out), processes.count)[processes.rank]
     processes.wait()
     # 3) Video by video.
     if share:
@@ -150,7 +122,9 @@ def predict(
     for number, video in enumerate(share):
         with _video_folder(out, video) as staging:
             write = partial(_write_frame, staging, evaluation_set.videos[video])
-            results = predict_video(network, processor, evaluation_set, video, options, on_frame=write)
+            results = predict_video(
+                network, processor, evaluation_set, video, options, targets=targets, on_frame=write
+            )
         rows = map(prediction_row, evaluation_set.videos[video], results)
         write_json_lines(_part(out, video), rows)
         if on_video is not None:
@@ -173,44 +147,8 @@ def unfinished_videos(evaluation_set: EvaluationSet, out: Path) -> dict[str, int
     }
 
 
-def share_videos(work: Mapping[str, int], count: int) -> list[list[str]]:
-    """Divide videos among processes so that each has about the same work: the same division everywhere.
-
-    Args:
-        work (`dict[str, int]`): videos and their work.
-        count (`int`): number of processes.
-
-    Returns:
-        `list[list[str]]`: the videos of each process, in the order of `work`.
-    """
-    loads = [0] * count
-    owner = {}
-    for video in sorted(work, key=lambda video: (-work[video], video)):
-        owner[video] = loads.index(min(loads))
-        loads[owner[video]] += work[video]
-    return [[video for video in work if owner[video] == rank] for rank in range(count)]
-
-
-def checkpoint_fingerprint(model: str) -> str | None:
-    """Return what identifies a checkpoint's files, wherever they lie: a hash of their names, sizes and samples.
-
-    Large files are sampled: two sets of trained weights do not agree in any of so many places. `None` for a model that
-    is no folder: a Hub id says by itself what is meant.
-    """
-    folder = Path(model)
-    if not folder.is_dir():
-        return None
-    digest = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        if path.suffix in _CHECKPOINT_SUFFIXES and path.is_file():
-            size = path.stat().st_size
-            digest.update(f"{path.name} {size}\n".encode())
-            step = max(_SAMPLE_BYTES, size // _SAMPLES_PER_FILE)
-            with path.open("rb") as file:
-                for place in range(0, size, step):
-                    file.seek(place)
-                    digest.update(file.read(_SAMPLE_BYTES))
-    return digest.hexdigest()[:16]
+def _file_fingerprint(path: str) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
 
 
 def predict_video(
@@ -220,7 +158,8 @@ def predict_video(
     video: str,
     options: PredictionOptions,
     *,
-    on_frame: Callable[[int, list[np.ndarray]], None],
+    targets: TargetChoice | None = None,
+    on_frame: Callable[[int, list[np.ndarray]], None] | None = None,
 ) -> list[VideoSegmentation]:
     """Predict all expressions of one video in one session.
 
@@ -229,8 +168,9 @@ def predict_video(
         evaluation_set ([`EvaluationSet`]): where the video is.
         video (`str`): its name.
         options ([`PredictionOptions`]): how to predict.
-        on_frame (`Callable[[int, list[np.ndarray]], None]`): called with the number of each frame and its masks, one
-            `(H, W)`, bool, for each expression, as soon as they are known.
+        targets ([`TargetChoice`], *optional*): what `options` say about target frames, made once for all videos.
+        on_frame (`Callable[[int, list[np.ndarray]], None]`, *optional*): called with the number of each frame and its
+            masks, one `(H, W)`, bool, for each expression, as soon as they are known.
 
     Returns:
         The [`VideoSegmentation`] of each expression.
@@ -239,21 +179,77 @@ def predict_video(
         ValueError, FileNotFoundError, RuntimeError: naming the video, if it cannot be read or an expression be asked.
     """
     expressions = evaluation_set.videos[video]
-    is_sentence = expressions[0].is_sentence
-    if is_sentence is not None:
-        processor = _Styled(processor, "long" if is_sentence else "short")
-    limit = {} if options.max_new_tokens is None else {"max_new_tokens": options.max_new_tokens}
-    try:
+    targets = targets or TargetChoice(evaluation_set, options.sampler, options.percentages)
+    with _naming(video):
         frames = frames_of(evaluation_set.root, expressions[0])
         with VisaVideoSession(frames, processor, threshold=options.threshold, mode=options.mode) as session:
-            _check_frames(session, expressions[0])
-            texts = [expression.text for expression in expressions]
-            model.add_queries(session, texts, num_reference_frames=options.num_reference_frames, **limit)
+            _check_frames(session.source, expressions[0])
+            asked = [
+                {"query": each.text, "style": _style(each), "sampler": targets.sampler_of(each)}
+                for each in expressions
+            ]
+            model.add_queries(session, asked, num_reference_frames=options.num_reference_frames, **_limit(options))
             packed = []
             for output in model.propagate_in_video_iterator(session):
-                on_frame(output.frame_idx, [masks.any(dim=0).numpy() for masks in output.masks])
+                if on_frame is not None:
+                    on_frame(output.frame_idx, [masks.any(dim=0).numpy() for masks in output.masks])
                 packed.append(pack_frame(output))
             return make_results(session, packed)
+
+
+def predict_target(
+    model: Any,
+    processor: Any,
+    evaluation_set: EvaluationSet,
+    expression: Expression,
+    target_frame: int,
+    options: PredictionOptions,
+) -> np.ndarray:
+    """Predict the mask of one expression on one frame: all that a model without a tracker can do about a video.
+
+    Args:
+        model, processor, evaluation_set, options: as for [`predict_video`]; `sampler` and `mode` do not count.
+        expression ([`Expression`]): of the set.
+        target_frame (`int`): number of the frame.
+
+    Returns:
+        `np.ndarray` of shape `(H, W)`, bool: all objects of the answer together, the same as in a session.
+
+    Raises:
+        ValueError, FileNotFoundError, RuntimeError: as [`predict_video`].
+    """
+    number = options.num_reference_frames
+    with _naming(expression.video), open_frames(frames_of(evaluation_set.root, expression)) as source:
+        _check_frames(source, expression)
+        selection = select_frames(
+            source.num_frames,
+            target_frame=target_frame,
+            num_reference_frames=model.config.num_reference_frames if number is None else number,
+            strategy=model.config.reference_strategy,
+        )
+        *references, target = source.get_many([*selection.reference_idx, selection.target_idx])
+        inputs = processor(
+            target_frame=target,
+            reference_frames=references,
+            query=expression.text,
+            style=_style(expression),
+            normalize_query=True,
+        )
+        logits = model.generate_masks(**inputs, **_limit(options)).mask_logits[0].float().cpu()
+        if not logits.isfinite().all():
+            raise RuntimeError("The model gave NaN or infinite numbers instead of masks.")
+        return masks_from_logits(logits, options.threshold).any(dim=0).numpy()
+
+
+def _limit(options: PredictionOptions) -> dict[str, int]:
+    return {} if options.max_new_tokens is None else {"max_new_tokens": options.max_new_tokens}
+
+
+@contextmanager
+def _naming(video: str) -> Iterator[None]:
+    """Let errors name the video."""
+    try:
+        yield
     except (ValueError, RuntimeError, FileNotFoundError) as error:
         kind = next(kind for kind in (FileNotFoundError, RuntimeError, ValueError) if isinstance(error, kind))
         raise kind(f"Video `{video}` cannot be predicted: {error}") from error
@@ -288,31 +284,22 @@ def prediction_row(expression: Expression, result: VideoSegmentation) -> dict[st
     }
 
 
-class _Styled:
-    """A processor with another default form of the prompt: ReasonSeg says of every query which one it takes."""
-
-    def __init__(self, processor: Any, style: str) -> None:
-        self._processor, self._style = processor, style
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._processor(*args, **{"style": self._style, **kwargs})
-
-    def build_prompt(self, *args: Any, **kwargs: Any) -> str:
-        return self._processor.build_prompt(*args, **{"style": self._style, **kwargs})
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._processor, name)
+def _style(expression: Expression) -> Literal["short", "long"] | None:
+    """Return the form of the prompt that the data set asks for: ReasonSeg says of every query which one it takes."""
+    if expression.is_sentence is None:
+        return None
+    return "long" if expression.is_sentence else "short"
 
 
-def _check_frames(session: VisaVideoSession, expression: Expression) -> None:
-    if session.source.num_frames != len(expression.frames):
+def _check_frames(source: FrameSource, expression: Expression) -> None:
+    if source.num_frames != len(expression.frames):
         raise ValueError(
-            f"it has {session.source.num_frames} frames but its expressions are about {len(expression.frames)}. "
+            f"it has {source.num_frames} frames but its expressions are about {len(expression.frames)}. "
             "Correct the annotations."
         )
-    if (session.height, session.width) != (expression.height, expression.width):
+    if (source.height, source.width) != (expression.height, expression.width):
         raise ValueError(
-            f"its frames are {session.height} x {session.width} pixels (height x width), but the annotations say "
+            f"its frames are {source.height} x {source.width} pixels (height x width), but the annotations say "
             f"{expression.height} x {expression.width}. Use the frames that the masks were drawn on."
         )
 

@@ -8,7 +8,6 @@ guessed. Writing them is done in `predict`, scoring in `score`.
 
 import json
 import os
-import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any, BinaryIO, Literal, Protocol
 import numpy as np
 from PIL import Image
 
+from ..datasets_scripts.image_files import PILLOW_ERRORS
 from ..rle import RLE, decode_mask
 from .benchmarks import EvaluationSet, Expression
 
@@ -33,8 +33,6 @@ _NOUNS: dict[str, str] = {
     "duplicate": "there more than once",
     "extra": "not asked for",
 }
-# What Pillow raises for files that are no pictures, or damaged ones.
-_PILLOW_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 
 
 @dataclass(frozen=True)
@@ -247,7 +245,7 @@ def read_mask_png(file: str | os.PathLike[str] | BinaryIO) -> np.ndarray:
             mode, values = image.mode, np.asarray(image)
     except FileNotFoundError:
         raise
-    except _PILLOW_ERRORS as error:
+    except PILLOW_ERRORS as error:
         raise ValueError(f"it is no PNG that can be read ({error})") from error
     if mode not in ("P", "L", "1"):
         raise ValueError(f'it is of mode "{mode}", and a mask is a palette image or one of 8-bit grey')

@@ -6,11 +6,16 @@ model's configuration.
 """
 
 import json
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
+from accelerate.utils import parse_flag_from_env  # type: ignore[import-untyped]
 from transformers import TrainingArguments
 
+# Arguments, and accelerate's environment variables, that split the model between processes.
+_SHARDING = ("fsdp", "fsdp_config", "parallelism_config")
+_SHARDING_VARIABLES = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_MEGATRON_LM", "ACCELERATE_USE_PARALLELISM_CONFIG")
 _TORCHRUN = "Start one process per GPU instead: `torchrun --nproc_per_node=NUM_GPUS ...`."
 
 
@@ -26,16 +31,23 @@ class VisaTrainingArguments(TrainingArguments):
             parameters in whose name it is found, such as `{"mask_decoder|text_hidden_fcs": 1e-4}`. The first
             expression that is found counts; other parameters take `learning_rate`. Names are the model's own, as
             [`trainable_parameters`] lists them, without what PEFT adds. One that is found nowhere is an error.
+        pack_conversations (`bool`, defaults to `True`): let the language model read what the conversations of one
+            sample begin with, the frames above all, once. The same losses up to rounding (LoRA's dropout draws other
+            numbers), several times faster; without effect on attention other than SDPA and eager.
         num_overlays (`int`, defaults to 4): pictures of the target frame, its true and its predicted masks that each
             evaluation sends to TensorBoard and the other trackers of `report_to`.
 
     Raises:
         ValueError: for arguments that would cut batches apart (`accelerator_config` with `dispatch_batches` or
-            `split_batches`, several GPUs in one process), drop or reorder samples, or lose checkpoints.
+            `split_batches`, several GPUs in one process), split the model (FSDP and the like), drop or reorder
+            samples, or lose checkpoints.
     """
 
     learning_rates: dict | str | None = field(
         default=None, metadata={"help": "Regular expression -> learning rate of the parameters whose name has it."}
+    )
+    pack_conversations: bool = field(
+        default=True, metadata={"help": "Read the common beginning of a sample's conversations once."}
     )
     num_overlays: int = field(default=4, metadata={"help": "Pictures that each evaluation logs."})
 
@@ -51,6 +63,8 @@ class VisaTrainingArguments(TrainingArguments):
     ddp_find_unused_parameters: bool | None = False
 
     def __post_init__(self) -> None:
+        # First: with these, the base class sets up the process for them.
+        self._check_sharding()
         super().__post_init__()
         if self.deepspeed and self.use_cpu:
             # On a CPU, transformers leaves DeepSpeed to believe that there is one process, which ZeRO-3 builds on.
@@ -65,6 +79,27 @@ class VisaTrainingArguments(TrainingArguments):
         self.learning_rates = _checked_learning_rates(self.learning_rates)
         if self.num_overlays < 0:
             raise ValueError(f"`num_overlays` is {self.num_overlays} but must be at least 0.")
+
+    def _check_sharding(self) -> None:
+        """Refuse what splits the model in other ways than DeepSpeed's.
+
+        They wait for ever where a process has no [SEG] and runs other modules than the rest (lockstep.py is for
+        ZeRO-3), and save weights in their own layout.
+        """
+        given = [f"`{name}` is {getattr(self, name)!r}" for name in _SHARDING if getattr(self, name)]
+        # Set by `accelerate launch` or its configuration file; accelerate obeys them whatever the arguments say.
+        given += [
+            f"the environment variable `{name}` is {os.environ[name]!r}"
+            for name in _SHARDING_VARIABLES
+            if parse_flag_from_env(name)
+        ]
+        if given:
+            raise ValueError(
+                f"{' and '.join(given)}, but FSDP, Megatron and tensor parallelism are not supported: only DeepSpeed "
+                "may split the model between processes. Leave them out, also of `accelerate launch` and its "
+                "configuration file, and take ZeRO-3: `deepspeed` with a ZeRO-3 configuration (in a recipe "
+                "`deepspeed: zero3`)."
+            )
 
     def _check_batches(self) -> None:
         """Refuse what would cut a batch apart: its frames are concatenated, its rows do not belong together."""

@@ -1,46 +1,42 @@
-"""The Trainer for VISA: losses over whole optimiser steps, masks measured on the way, checkpoints that are whole.
+"""The Trainer for VISA: losses over whole optimiser steps, and masks measured on the way.
 
 Three losses (section 3.3 of https://huggingface.co/papers/2407.11325) are computed by the model; here is what to
-divide them by, over accumulation and processes. Evaluation keeps sums, never masks. What is trained is chosen in
-lora.py, the order of samples by the data set: its item number n is draw n.
+divide them by, over accumulation and processes. What evaluation measures of masks is in evaluation.py and
+clip_evaluation.py, what makes checkpoints whole in whole_checkpoints.py. What is trained is chosen in lora.py, the
+order of samples by the data set: its item number n is draw n.
 """
 
-import os
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import gather_object  # type: ignore[import-untyped]
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
+from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.integrations.deepspeed import deepspeed_init
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, TrainOutput, unwrap_peft_model
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput, unwrap_peft_model
 
-from visa_hf.evaluation.metrics import boundary_f, region_similarity
 from visa_hf.modeling.losses_visa import IGNORE_INDEX
 from visa_hf.modeling.outputs_visa import VisaOutput
 from visa_hf.modeling.processing_visa import VisaProcessor
-from visa_hf.trainer.checkpoints import (
-    clear_checkpoint,
-    find_last_checkpoint,
-    mark_complete,
-    require_complete,
-    rotate_checkpoints,
-)
+from visa_hf.trainer.clip_evaluation import ClipEvaluation, check_weights_are_whole
 from visa_hf.trainer.data_collator import VisaDataCollator
+from visa_hf.trainer.evaluation import MaskScore, Shard, ShardCollator, mask_metrics, possible_metrics, score_masks
 from visa_hf.trainer.lockstep import LockstepForward, targets_of
 from visa_hf.trainer.lora import TOWERS, plain_name, trainable_parameters
 from visa_hf.trainer.optimizer import parameter_groups
 from visa_hf.trainer.overlays import Overlay, OverlayCallback, draw_overlay, frame_of
 from visa_hf.trainer.training_arguments import VisaTrainingArguments
+from visa_hf.trainer.whole_checkpoints import WholeCheckpointsTrainer
 
 _PARTS = ("text_loss", "bce_loss", "dice_loss")
 
 
-class VisaTrainer(Trainer):
+class VisaTrainer(WholeCheckpointsTrainer):
     """Trains [`VisaForVideoSegmentation`], alone, with DDP (`torchrun`) or with DeepSpeed.
 
     With `config.loss_reduction` "step", every learnt token and every mask of an optimiser step counts the same,
@@ -55,12 +51,15 @@ class VisaTrainer(Trainer):
         train_dataset (map-style `Dataset`, *optional*): its item n is draw n, a `Sample`. It should hold all draws of
             the training (one epoch): a second epoch repeats them.
         eval_dataset (map-style `Dataset` of `Sample`s, or a `dict` of them, *optional*).
+        clip_evaluation ([`ClipEvaluation`], *optional*): whole clips that are measured too whenever `eval_dataset`
+            (or the first of several) is.
         data_collator (callable, *optional*): samples -> arguments of the model; [`VisaDataCollator`] by default.
         callbacks, optimizers: as in `transformers.Trainer`.
 
     Raises:
         TypeError: if `args` are not [`VisaTrainingArguments`].
-        ValueError: if a data set has no items by number.
+        ValueError: if a data set has no items by number, clips are to be measured with ZeRO-3, or there will be no
+            such metric as `args.metric_for_best_model`.
     """
 
     model: nn.Module
@@ -78,6 +77,8 @@ class VisaTrainer(Trainer):
         data_collator: Any = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
+        *,
+        clip_evaluation: ClipEvaluation | None = None,
     ) -> None:
         if not isinstance(args, VisaTrainingArguments):
             raise TypeError(f"`args` is a {type(args).__name__} but must be `VisaTrainingArguments`.")
@@ -87,6 +88,8 @@ class VisaTrainer(Trainer):
                 "A data set is iterable but items by number are needed: a sample is found again by its number when "
                 "the training is resumed. Give a map-style data set, such as `TrainingSamples`."
             )
+        if clip_evaluation is not None:
+            check_weights_are_whole()
         super().__init__(
             model=model,
             args=args,
@@ -99,28 +102,29 @@ class VisaTrainer(Trainer):
         )
         base = unwrap_peft_model(self.accelerator.unwrap_model(model))
         config = base.config
+        self.clip_evaluation = clip_evaluation
+        self._clip_prefix = "target_" if base.tracker is None else "clip_"
+        self._check_best_metric()
         self._overlays = OverlayCallback(self.callback_handler)
         self.add_callback(self._overlays)
         self._is_step_reduction = config.loss_reduction == "step"
         self._seg_token_id = config.seg_token_id
         self._loss_weights = [getattr(config, f"{name}_weight") for name in _PARTS]
-        # Towers that are trained need a frame and a [SEG] in every batch to get a gradient.
+        # Towers that are trained need a frame and a [SEG] in every process's batch, or their gradients do not meet.
         is_tower = tuple(f"{tower}." for tower in TOWERS.values())
-        self._is_in_lockstep = is_deepspeed_zero3_enabled() or any(
-            name.startswith(is_tower) for name in trainable_parameters(base)
-        )
+        trains_tower = any(name.startswith(is_tower) for name in trainable_parameters(base))
+        self._is_in_lockstep = is_deepspeed_zero3_enabled() or (trains_tower and args.world_size > 1)
         if self._is_in_lockstep:
             base.forward = LockstepForward(base.forward, processing_class, tuple(self._loss_weights))
+        elif trains_tower and not self.is_deepspeed_enabled:
+            # First: others may look at gradients.
+            self.callback_handler.callbacks.insert(0, IdleGradientsCallback())
         # With "step" the model divides by the counts of the whole step; else transformers averages micro-batches.
         self.loss_is_scaled_for_ga = self._is_step_reduction
         self._num_tokens: Tensor | None = None
         self._num_masks: Tensor | None = None
         self._parts = torch.zeros(len(_PARTS), device=args.device)
         self._num_logged_steps = 0
-
-    @property
-    def _output_dir(self) -> str:
-        return str(self.args.output_dir)
 
     # Losses
 
@@ -163,7 +167,15 @@ class VisaTrainer(Trainer):
         self, model: nn.Module, inputs: dict[str, Any], num_tokens: Tensor | None, num_masks: Tensor | None
     ) -> VisaOutput:
         """Run the model; `num_tokens` and `num_masks` are those of the step, `None` for the micro-batch's own."""
-        return model(**inputs, use_cache=False, num_items_in_batch=num_tokens, num_masks_in_batch=num_masks)
+        # Losses of lockstep.py are made of logits.
+        return model(
+            **inputs,
+            use_cache=False,
+            num_items_in_batch=num_tokens,
+            num_masks_in_batch=num_masks,
+            packs_conversations=self.args.pack_conversations,
+            skip_logits=not self._is_in_lockstep,
+        )
 
     def _in_lockstep(self, batches: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """Tell each micro-batch how many targets the process has that has most; at least one."""
@@ -210,9 +222,9 @@ class VisaTrainer(Trainer):
             raise ValueError("There is nothing to evaluate. Give an `eval_dataset` that has samples.")
         num_workers = self.args.dataloader_num_workers
         return DataLoader(
-            _Shard(eval_dataset, self.args.process_index, self.args.world_size),
+            Shard(eval_dataset, self.args.process_index, self.args.world_size),
             batch_size=self.args.eval_batch_size,
-            collate_fn=_ShardCollator(self.data_collator),
+            collate_fn=ShardCollator(self.data_collator),
             num_workers=num_workers,
             # Of its own: the training's random numbers stay where they are.
             generator=torch.Generator(),
@@ -232,38 +244,43 @@ class VisaTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """Measure losses and, on the target frames with the true answers given, J and F of each mask.
+        """Measure losses and, on the target frames with the true answers given, J, F, A and R of each mask.
 
         Returns:
-            `EvalLoopOutput` whose metrics are `loss`, `text_loss`, `bce_loss`, `dice_loss` (means over all learnt
-            tokens and all masks), `J`, `F`, `JF` (means over all masks, in [0, 1]; missing without a mask) and
-            `num_masks`, after the prefix. There are no predictions.
+            `EvalLoopOutput` whose metrics are, after the prefix, `loss`, `text_loss`, `bce_loss`, `dice_loss` (means
+            over all learnt tokens and all masks), `num_masks`, and those of `mask_metrics`; and those of
+            [`ClipEvaluation`], after "clip_", or "target_" for a model without a tracker. But for the losses, they are
+            the same to the last digit for any number of processes that find the same masks. There are no predictions.
         """
         model = self._model_for_evaluation()
-        # Losses, J and F, summed over what they are means of; then the numbers of tokens and of masks.
-        totals = np.zeros(7)
+        # Text, BCE and DICE, summed over what they are means of; then the numbers of tokens and of masks.
+        totals = np.zeros(5)
+        scores: list[MaskScore] = []
         num_drawn = 0
-        for batch, is_counted in dataloader:
+        for batch, facts in dataloader:
             if self._is_in_lockstep:
                 (batch,) = self._in_lockstep([batch])
             inputs = self._prepare_inputs(batch)
             with torch.no_grad(), self.compute_loss_context_manager():
                 outputs = self._forward(model, inputs, None, None)
-            if not is_counted:
+            if facts is None:
                 continue
             num_tokens, num_masks = _count(inputs)
             text, bce, dice = (float(getattr(outputs, name)) for name in _PARTS)
+            totals += [text * num_tokens, bce * num_masks, dice * num_masks, num_tokens, num_masks]
             mask_labels: Any = inputs["mask_labels"]
-            scores = _mask_scores(outputs.mask_logits or [], mask_labels)
-            totals += [text * num_tokens, bce * num_masks, dice * num_masks, *scores, num_tokens, num_masks]
+            scores += score_masks(outputs.mask_logits or [], mask_labels, facts)
             if self.is_world_process_zero():
                 num_drawn += self._draw_overlays(inputs, outputs, metric_key_prefix, num_drawn)
-        metrics = self._metrics(torch.tensor(totals, device=self.args.device))
+        samples = dataloader.dataset.samples  # type: ignore[attr-defined]
+        metrics = self._losses(torch.tensor(totals, device=self.args.device)) | mask_metrics(gather_object(scores))
+        if self.clip_evaluation is not None and samples is self._first_eval_dataset():
+            metrics |= self._clip_metrics(self.clip_evaluation)
         return EvalLoopOutput(
             predictions=None,  # type: ignore[arg-type]
             label_ids=None,
             metrics={f"{metric_key_prefix}_{name}": value for name, value in metrics.items()},
-            num_samples=len(dataloader.dataset.samples),  # type: ignore[attr-defined]
+            num_samples=len(samples),
         )
 
     def _model_for_evaluation(self) -> nn.Module:
@@ -277,14 +294,44 @@ class VisaTrainer(Trainer):
         model.eval()  # DeepSpeed's returns nothing
         return model
 
-    def _metrics(self, totals: Tensor) -> dict[str, float]:
+    def _losses(self, totals: Tensor) -> dict[str, float]:
         """Divide the sums of all processes: see `evaluation_loop`."""
         *sums, num_tokens, num_masks = self.accelerator.reduce(totals, "sum").tolist()
-        counts = [num_tokens, num_masks, num_masks, num_masks, num_masks]
-        text, bce, dice, j, f = (value / max(count, 1) for value, count in zip(sums, counts, strict=True))
-        loss = sum(weight * part for weight, part in zip(self._loss_weights, (text, bce, dice), strict=True))
-        metrics = {"loss": loss, "text_loss": text, "bce_loss": bce, "dice_loss": dice, "num_masks": int(num_masks)}
-        return metrics | ({"J": j, "F": f, "JF": (j + f) / 2} if num_masks else {})
+        counts = [num_tokens, num_masks, num_masks]
+        parts = [value / max(count, 1) for value, count in zip(sums, counts, strict=True)]
+        loss = sum(weight * part for weight, part in zip(self._loss_weights, parts, strict=True))
+        return {"loss": loss, **dict(zip(_PARTS, parts, strict=True)), "num_masks": int(num_masks)}
+
+    def _first_eval_dataset(self) -> Any:
+        """The data set of an evaluation, or the first one of several."""
+        is_several = isinstance(self.eval_dataset, dict)
+        return next(iter(self.eval_dataset.values())) if is_several else self.eval_dataset
+
+    def _clip_metrics(self, clips: ClipEvaluation) -> dict[str, float]:
+        """Measure whole clips, each process its share of the videos."""
+        base = unwrap_peft_model(self.accelerator.unwrap_model(self.model))
+        rank, world_size = self.args.process_index, self.args.world_size
+        # Outside of the `forward` that accelerate has wrapped: trained weights may be of another type than the others.
+        with self.accelerator.autocast():
+            scores = clips.score(base, self.processing_class, rank, world_size)
+        return {f"{self._clip_prefix}{name}": value for name, value in clips.metrics(gather_object(scores)).items()}
+
+    def _check_best_metric(self) -> None:
+        """Refuse a best metric that no evaluation can have: else the first one, perhaps hours later, ends in that."""
+        given = self.args.metric_for_best_model
+        # Names of several sets' metrics begin with the set's.
+        if given is None or self.args.eval_strategy == "no" or isinstance(self.eval_dataset, dict):
+            return
+        name = given.removeprefix("eval_")
+        if name in {"loss", *_PARTS} | possible_metrics():
+            return
+        if self.clip_evaluation is not None and name.startswith(self._clip_prefix):
+            return
+        clips = f", or one that begins with `{self._clip_prefix}`" if self.clip_evaluation is not None else ""
+        raise ValueError(
+            f"`metric_for_best_model` is {given!r}, but evaluations of this training will not have it. Take `loss`, "
+            f"`JF`, `overall_JF`{clips}."
+        )
 
     def _draw_overlays(self, inputs: dict[str, Any], outputs: VisaOutput, prefix: str, num_drawn: int) -> int:
         """Draw the first conversations that have masks, until there are enough; return how many."""
@@ -305,57 +352,13 @@ class VisaTrainer(Trainer):
         self._overlays.pending += overlays
         return len(overlays)
 
-    # Checkpoints
-
     def train(  # type: ignore[override]
         self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any
     ) -> TrainOutput:
-        """Train, from the beginning or from a checkpoint.
-
-        Resumed, the run goes on as if it had never stopped: same samples, same random numbers.
-
-        Args:
-            resume_from_checkpoint (`str` or `bool`, *optional*): `True` takes the newest checkpoint of `output_dir`
-                that was written to its end; a path names one.
-            kwargs: as in `transformers.Trainer.train`.
-
-        Raises:
-            ValueError: if there is no whole checkpoint to resume from, or the folder holds those of another run.
-        """
-        if isinstance(resume_from_checkpoint, str):
-            require_complete(resume_from_checkpoint)
-        last = find_last_checkpoint(self._output_dir)
-        if resume_from_checkpoint is True:
-            if last is None:
-                raise ValueError(
-                    f"`{self._output_dir}` holds no checkpoint that was written to its end. Start from the "
-                    "beginning: leave `resume_from_checkpoint` out."
-                )
-            resume_from_checkpoint = last
-        elif not resume_from_checkpoint and last is not None and not self.state.global_step:
-            raise ValueError(
-                f"`{self._output_dir}` holds `{os.path.basename(last)}` of an earlier run. Resume it "
-                "(`resume_from_checkpoint=True`), or give another `output_dir`."
-            )
+        """Train, from the beginning or from a checkpoint; see [`WholeCheckpointsTrainer`]."""
         self._parts = torch.zeros_like(self._parts)
         self._num_logged_steps = 0
         return super().train(resume_from_checkpoint, **kwargs)
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Write a checkpoint, then its marker, and only then delete older ones."""
-        folder = os.path.join(self._output_dir, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
-        if self.args.should_save:
-            clear_checkpoint(folder)
-        self.accelerator.wait_for_everyone()
-        limit, self.args.save_total_limit = self.args.save_total_limit, None
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self.args.save_total_limit = limit
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            mark_complete(folder)
-            rotate_checkpoints(self._output_dir, limit, self.state.best_model_checkpoint)
 
 
 class LogBeforeSaveCallback(TrainerCallback):
@@ -371,46 +374,22 @@ class LogBeforeSaveCallback(TrainerCallback):
         return self.on_step_end(args, state, control)
 
 
-class _Shard(Dataset):
-    """Every `world_size`-th sample from `rank` on; where a process would have one less, its last place is no sample.
+class IdleGradientsCallback(TrainerCallback):
+    """Gives a gradient of 0 to what no batch of an optimiser step reached: towers, in steps without a frame or [SEG].
 
-    Items are `(sample, is_counted)`.
+    Several processes give them one (lockstep.py), and an optimiser with momentum moves weights by 0, but not by none.
     """
 
-    def __init__(self, samples: Any, rank: int, world_size: int) -> None:
-        self.samples, self.rank, self.world_size = samples, rank, world_size
-
-    def __len__(self) -> int:
-        return -(-len(self.samples) // self.world_size)
-
-    def __getitem__(self, position: int) -> tuple[Any, bool]:
-        number = self.rank + position * self.world_size
-        is_counted = number < len(self.samples)
-        return self.samples[number if is_counted else 0], is_counted
-
-
-class _ShardCollator:
-    """Makes a batch of the samples that count, or of one that does not: `(batch, is_counted)`."""
-
-    def __init__(self, collator: Any) -> None:
-        self.collator = collator
-
-    def __call__(self, items: Sequence[tuple[Any, bool]]) -> tuple[dict[str, Any], bool]:
-        counted = [sample for sample, is_counted in items if is_counted]
-        return self.collator(counted or [items[0][0]]), bool(counted)
+    def on_pre_optimizer_step(
+        self, args: Any, state: TrainerState, control: TrainerControl, model: nn.Module | None = None, **kwargs: Any
+    ) -> None:
+        """Fill in what is missing."""
+        assert model is not None
+        for parameter in model.parameters():
+            if parameter.requires_grad and parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
 
 
 def _count(batch: dict[str, Any]) -> tuple[int, int]:
     """Learnt tokens and masks of a micro-batch, counted as the losses count them."""
     return int((batch["labels"][:, 1:] != IGNORE_INDEX).sum()), sum(map(len, batch["mask_labels"]))
-
-
-def _mask_scores(mask_logits: Sequence[Tensor], mask_labels: Sequence[Tensor]) -> tuple[float, float]:
-    """J and F of each mask, added up."""
-    total_j = total_f = 0.0
-    for logits, labels in zip(mask_logits, mask_labels, strict=True):
-        if len(labels):
-            masks, true_masks = (logits > 0).cpu().numpy(), (labels > 0).cpu().numpy()
-            total_j += float(region_similarity(masks, true_masks).sum())
-            total_f += float(boundary_f(masks, true_masks).sum())
-    return total_j, total_f
