@@ -134,6 +134,38 @@ def test_full_training_with_evaluation_logs_j_and_f(write, world, tmp_path):
     AutoModel.from_pretrained(tmp_path / "out" / "final")
 
 
+def test_whole_clips_are_measured_on_the_way(write, world, tmp_path):
+    recipe = write(
+        model__options={},
+        schedule__steps_per_epoch=2,
+        arguments__eval_strategy="steps",
+        arguments__eval_steps=2,
+        arguments__save_steps=2,
+        evaluation__dataset="revos",
+        evaluation__folder=str(world),
+        evaluation__num_samples=1,
+        evaluation__num_clips=3,
+    )
+    assert train(recipe, "-o", tmp_path / "out") == 0
+    state = json.loads((tmp_path / "out" / "checkpoint-2" / "trainer_state.json").read_text())
+    (scored,) = [entry for entry in state["log_history"] if "eval_J" in entry]
+    assert scored["eval_clip_num_expressions"] == 3 and scored["step"] == 2
+    assert {"eval_clip_referring_JF", "eval_clip_no_object_R", "eval_R"} <= set(scored)
+
+
+def test_whole_clips_and_zero_3_are_refused_before_anything_is_read(write, world, tmp_path, capsys, monkeypatch):
+    from visa_hf.trainer import clip_evaluation
+
+    monkeypatch.setattr(clip_evaluation, "is_deepspeed_zero3_enabled", lambda: True)
+    evaluation = {"evaluation__dataset": "revos", "evaluation__folder": str(world), "evaluation__num_clips": 3}
+    recipe = write(arguments__eval_strategy="steps", **evaluation)
+    assert train(recipe, "-o", tmp_path / "out") == 2
+    line = recipe.read_text().splitlines().index("evaluation:") + 2
+    expected = f"{recipe}, line {line}: `evaluation`: Whole clips (`num_clips`) are to be measured during a training"
+    assert expected in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_dry_run_tells_the_plan_and_writes_nothing(write, tmp_path, capsys):
     assert train(write(), "--dry-run") == 0
     printed = capsys.readouterr().out

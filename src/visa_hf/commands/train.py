@@ -4,6 +4,8 @@ import argparse
 import os
 import sys
 import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 
@@ -14,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Several processes: `torchrun --nproc_per_node=8 --no-python visa train RECIPE -o OUT`, and likewise "
         "`accelerate launch -m visa_hf train` and `deepspeed --no_local_rank --module visa_hf train`. OUT holds "
         "recipe.yaml, checkpoint-N folders, logs for TensorBoard, and at the end `final`: an adapter, which `visa "
-        "merge` folds into a model, or a whole model."
+        "merge` folds into a model, a whole model, or a tracker, which `visa merge --tracker` puts into a model."
     )
     parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or a bundled recipe such as visa_7b")
     parser.add_argument("-o", "--output", metavar="OUT", type=Path, help="folder of the training")
@@ -45,24 +47,19 @@ def run(args: argparse.Namespace) -> int:
         ValueError, OSError, ImportError: the recipe, its data or its model cannot be used.
     """
     _quieten()
-    from visa_hf.trainer.recipe import read_recipe
+    from visa_hf.trainer.tracker_recipe import is_tracker_recipe
 
-    recipe = read_recipe(args.recipe, args.override)
+    plan, train = (_tracker if is_tracker_recipe(args.recipe, args.override) else _visa)(args)
     if args.dry_run:
-        from visa_hf.trainer.plan import make_plan
-        from visa_hf.trainer.run import model_config
-
         world_size = int(os.environ.get("WORLD_SIZE", "1")) if args.processes is None else args.processes
         if world_size < 1:
             raise ValueError(f"--processes is {world_size} but must be at least 1.")
-        print(make_plan(recipe, model_config(recipe), world_size))
+        print(plan(world_size))
         return 0
     if args.output is None:
         raise ValueError("No output folder is given. Say where the training is kept: -o OUT.")
-    from visa_hf.trainer.run import run_recipe
-
     try:
-        final = run_recipe(recipe, args.output)
+        final = train(args.output)
     except KeyboardInterrupt:
         from visa_hf.trainer.checkpoints import find_last_checkpoint
 
@@ -72,6 +69,25 @@ def run(args: argparse.Namespace) -> int:
     if int(os.environ.get("RANK", "0")) == 0:
         print(f"wrote {final}")
     return 0
+
+
+def _visa(args: argparse.Namespace) -> tuple[Callable[[int], object], Callable[[Path], Path]]:
+    """Return what makes the plan of a VISA's recipe, and what trains."""
+    from visa_hf.trainer.plan import make_plan
+    from visa_hf.trainer.recipe import read_recipe
+    from visa_hf.trainer.run import model_config, run_recipe
+
+    recipe = read_recipe(args.recipe, args.override)
+    return lambda world_size: make_plan(recipe, model_config(recipe), world_size), partial(run_recipe, recipe)
+
+
+def _tracker(args: argparse.Namespace) -> tuple[Callable[[int], object], Callable[[Path], Path]]:
+    """Return what makes the plan of a tracker's recipe, and what trains."""
+    from visa_hf.trainer.tracker_recipe import read_tracker_recipe
+    from visa_hf.trainer.tracker_run import make_tracker_plan, run_tracker_recipe
+
+    recipe = read_tracker_recipe(args.recipe, args.override)
+    return partial(make_tracker_plan, recipe), partial(run_tracker_recipe, recipe)
 
 
 def _quieten() -> None:

@@ -8,16 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from visa_hf.trainer.checkpoints import find_last_checkpoint, merge_adapter
+    from visa_hf.trainer.clip_evaluation import ClipEvaluation
     from visa_hf.trainer.data_collator import VisaDataCollator
     from visa_hf.trainer.lora import TrainingOptions, prepare_for_training, quantization_config, trainable_parameters
+    from visa_hf.trainer.tracker_trainer import XMemTrainer
     from visa_hf.trainer.training_arguments import VisaTrainingArguments
     from visa_hf.trainer.visa_trainer import VisaTrainer
 
 __all__ = [
+    "ClipEvaluation",
     "TrainingOptions",
     "VisaDataCollator",
     "VisaTrainer",
     "VisaTrainingArguments",
+    "XMemTrainer",
     "find_last_checkpoint",
     "merge_adapter",
     "prepare_for_training",
@@ -27,8 +31,10 @@ __all__ = [
 
 _MODULES = {
     "checkpoints": ["find_last_checkpoint", "merge_adapter"],
+    "clip_evaluation": ["ClipEvaluation"],
     "data_collator": ["VisaDataCollator"],
     "lora": ["TrainingOptions", "prepare_for_training", "quantization_config", "trainable_parameters"],
+    "tracker_trainer": ["XMemTrainer"],
     "training_arguments": ["VisaTrainingArguments"],
     "visa_trainer": ["VisaTrainer"],
 }

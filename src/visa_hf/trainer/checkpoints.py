@@ -35,7 +35,12 @@ def mark_complete(folder: _Path) -> None:
         folder (path): the checkpoint.
     """
     folder = Path(folder)
-    files = {str(path.relative_to(folder)): path.stat().st_size for path in _files(folder)}
+    files = {}
+    for path in _files(folder):
+        # On the disk before the marker is: a power cut forgets what was last written, in any order.
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
+        files[str(path.relative_to(folder))] = path.stat().st_size
     temporary = folder / f"{COMPLETION_MARKER}.tmp"
     with temporary.open("w", encoding="utf-8") as file:
         json.dump({"files": dict(sorted(files.items()))}, file, indent=1)
@@ -60,11 +65,12 @@ def find_fault(folder: _Path) -> str | None:
     except (ValueError, KeyError, TypeError):
         return f"its `{COMPLETION_MARKER}` cannot be read"
     for name, size in expected.items():
-        path = folder / name
-        if not path.is_file():
+        try:
+            found = (folder / name).stat().st_size
+        except FileNotFoundError:  # perhaps this moment: a training that runs deletes its older checkpoints
             return f"its file `{name}` is missing"
-        if path.stat().st_size != size:
-            return f"its file `{name}` has {path.stat().st_size} bytes instead of {size}"
+        if found != size:
+            return f"its file `{name}` has {found} bytes instead of {size}"
     return None
 
 

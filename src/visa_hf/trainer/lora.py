@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from transformers import BitsAndBytesConfig
 from transformers.integrations import is_deepspeed_zero3_enabled
-from transformers.utils import is_bitsandbytes_available, is_peft_available
+from transformers.utils import BITSANDBYTES_MIN_VERSION, is_bitsandbytes_available, is_peft_available
 
 from visa_hf.modeling.modeling_visa import VisaForVideoSegmentation
 
@@ -123,8 +123,8 @@ def prepare_for_training(model: VisaForVideoSegmentation, options: TrainingOptio
         `peft.PeftModel` with LoRA, else the model itself.
 
     Raises:
-        ValueError: if a name in `lora_targets` fits no module, the model is not quantised as the options say, or
-            nothing is left to train.
+        ValueError: if a name in `lora_targets` fits no module, the model is not quantised as the options say,
+            nothing is left to train, or `embeddings` is "seg" under ZeRO-3 without a GPU.
         ImportError: if PEFT is missing.
     """
     options = options or TrainingOptions()
@@ -133,6 +133,12 @@ def prepare_for_training(model: VisaForVideoSegmentation, options: TrainingOptio
         raise ValueError(
             f"`is_4bit` is {options.is_4bit} but the model is {'' if is_quantized else 'not '}in 4 bits. Load it with "
             "`quantization_config=quantization_config(options)`, or without."
+        )
+    if options.embeddings == "seg" and is_deepspeed_zero3_enabled() and not torch.cuda.is_available():
+        # PEFT 0.21 gathers the rows on a GPU, whatever the model is on.
+        raise ValueError(
+            '`embeddings` is "seg" under DeepSpeed\'s ZeRO-3 on a CPU, where PEFT cannot read single rows. Set it to '
+            '"full" or "frozen", or take ZeRO-2.'
         )
     model.requires_grad_(False)
     trained = _trained_modules(options)
@@ -164,12 +170,21 @@ def quantization_config(options: TrainingOptions) -> BitsAndBytesConfig | None:
     SAM and the tracker stay as they are.
 
     Raises:
-        ImportError: if `is_4bit` and bitsandbytes is missing.
+        ImportError: if `is_4bit` and bitsandbytes is missing or older than transformers takes.
+        ValueError: if `is_4bit` under DeepSpeed's ZeRO-3.
     """
     if not options.is_4bit:
         return None
+    if is_deepspeed_zero3_enabled():
+        raise ValueError(
+            "`is_4bit` is True under DeepSpeed's ZeRO-3, but weights in 4 bits cannot be split between processes. "
+            "Take ZeRO-2 (in a recipe `deepspeed: zero2`) or plain DDP, which keep a whole base in each process."
+        )
     if not is_bitsandbytes_available():
-        raise ImportError('`is_4bit` needs bitsandbytes, which is not installed: `pip install "visa-hf[qlora]"`.')
+        raise ImportError(
+            f"`is_4bit` needs bitsandbytes {BITSANDBYTES_MIN_VERSION} or newer, which is not installed: "
+            '`pip install "visa-hf[qlora]"`.'
+        )
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",

@@ -10,7 +10,7 @@ import math
 import os
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from visa_hf.datasets_scripts.known_datasets import KNOWN_DATASETS
 from visa_hf.datasets_scripts.mixture import GroupConfig, MixtureConfig, SourceConfig
 from visa_hf.datasets_scripts.mixture_yaml import mixture_of
 from visa_hf.datasets_scripts.sampling import SamplingRecipe
+from visa_hf.evaluation.benchmarks import BENCHMARKS
 from visa_hf.trainer.lora import TrainingOptions
 from visa_hf.trainer.training_arguments import VisaTrainingArguments
 from visa_hf.yaml_files import YamlFile, nearest
@@ -129,13 +130,15 @@ class ScheduleRecipe:
 
 @dataclass(frozen=True)
 class EvaluationRecipe:
-    """A fixed set of samples that J and F of the target frame are measured on during the training.
+    """What masks are measured on during the training: a fixed set of samples, and a fixed choice of whole clips.
 
     Attributes:
         dataset (`str`): its name, such as `revos` or `own_data`.
         folder (`str`): where it is.
         split (`str`): the builder's name of it.
-        num_samples (`int`): how many are drawn.
+        num_samples (`int`): how many samples are drawn. Their target frames are measured, the true answers given.
+        num_clips (`int`): how many expressions are chosen that the model answers by itself, about whole videos, as in
+            `visa evaluate`; 0 for none. See [`ClipEvaluation`].
         seed (`int`): what they are drawn with; not the training's.
         sampling (`dict`): fields of `SamplingRecipe` that differ from the data set's, as in a mixture. No target frame
             comes from another video and no sample is text alone, unless they say so.
@@ -145,14 +148,21 @@ class EvaluationRecipe:
     folder: str
     split: str = "valid"
     num_samples: int = 200
+    num_clips: int = 0
     seed: int = 0
     sampling: dict = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.num_samples < 1:
-            raise ValueError(f"`num_samples` is {self.num_samples} but must be at least 1.")
+        for name, least in (("num_samples", 1), ("num_clips", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"`{name}` is {getattr(self, name)} but must be at least {least}.")
         if self.dataset not in KNOWN_DATASETS:
             raise ValueError(f"`dataset` is {self.dataset!r}. {nearest(self.dataset, KNOWN_DATASETS)}")
+        if self.num_clips and self.dataset not in BENCHMARKS:
+            raise ValueError(
+                f"`num_clips` is {self.num_clips}, but `visa evaluate` does not know how to measure on "
+                f"`{self.dataset}`. Leave it out, or take one of {', '.join(BENCHMARKS)}."
+            )
         unknown = sorted(set(self.sampling) - {one.name for one in fields(SamplingRecipe)})
         if unknown:
             hint = nearest(unknown[0], [one.name for one in fields(SamplingRecipe)])
@@ -171,24 +181,19 @@ class EvaluationRecipe:
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """A checked recipe.
+class CommonRecipe:
+    """What recipes of all kinds have, keyword arguments only.
 
     Attributes:
         path (`Path`): the file.
-        model ([`ModelRecipe`]), trained ([`TrainingOptions`]), data ([`DataRecipe`]), schedule ([`ScheduleRecipe`]),
-            evaluation ([`EvaluationRecipe`], *optional*): its sections.
+        schedule ([`ScheduleRecipe`]): its section.
         arguments (`dict`): fields of [`VisaTrainingArguments`].
         content (`dict`): all of it as plain data, overrides included, to be compared and kept with the training.
         places (`dict[str, str]`): file, line and name of each section, with which errors begin that come up later.
     """
 
     path: Path
-    model: ModelRecipe
-    trained: TrainingOptions
-    data: DataRecipe
     schedule: ScheduleRecipe
-    evaluation: EvaluationRecipe | None
     arguments: dict
     content: dict
     places: dict
@@ -238,6 +243,21 @@ class Recipe:
             )
         except (TypeError, ValueError) as error:
             raise ValueError(f"{self.place('arguments')}: {error}") from error
+
+
+@dataclass(frozen=True)
+class Recipe(CommonRecipe):
+    """A checked recipe of a VISA.
+
+    Attributes:
+        model ([`ModelRecipe`]), trained ([`TrainingOptions`]), data ([`DataRecipe`]), evaluation
+            ([`EvaluationRecipe`], *optional*): its sections, besides those of every recipe.
+    """
+
+    model: ModelRecipe
+    trained: TrainingOptions
+    data: DataRecipe
+    evaluation: EvaluationRecipe | None
 
 
 def find_recipe(name: str | os.PathLike[str]) -> Path:
@@ -320,7 +340,7 @@ def _fields_of(
     node: yaml.Node,
     name: str,
     kind: type,
-    others: set[str] = frozenset(),  # type: ignore[assignment]
+    others: Collection[str] = (),
 ) -> dict[str, Any]:
     """Return the values of a section, each of the type that `kind` has for it, but for `others`."""
     hints = typing.get_type_hints(kind)

@@ -15,17 +15,19 @@ from typing import Any
 import torch
 import yaml
 from torch import nn
-from transformers import PreTrainedTokenizerFast, set_seed
+from transformers import PreTrainedTokenizerFast, Trainer, set_seed
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
 from visa_hf.datasets_scripts.mixture import TrainingSamples
 from visa_hf.datasets_scripts.training_sources import load_sources
+from visa_hf.evaluation.benchmarks import open_benchmark
 from visa_hf.modeling.configuration_visa import VisaConfig
 from visa_hf.modeling.modeling_visa import VisaForVideoSegmentation
 from visa_hf.modeling.processing_visa import VisaProcessor
 from visa_hf.trainer.checkpoints import find_last_checkpoint
+from visa_hf.trainer.clip_evaluation import ClipEvaluation, check_weights_are_whole
 from visa_hf.trainer.lora import prepare_for_training, quantization_config
-from visa_hf.trainer.recipe import RANDOM, Recipe
+from visa_hf.trainer.recipe import RANDOM, CommonRecipe, Recipe
 from visa_hf.trainer.training_arguments import VisaTrainingArguments
 from visa_hf.trainer.visa_trainer import VisaTrainer
 
@@ -59,10 +61,16 @@ def model_config(recipe: Recipe) -> VisaConfig:
     """Return the configuration of the model that a recipe trains, without loading its weights.
 
     Raises:
-        ValueError: `model.options` do not fit it.
+        ValueError: `model.options` do not fit it, or its folder holds an adapter only.
         OSError: there is no such checkpoint.
     """
     model = recipe.model
+    folder = Path(str(model.weights))
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        raise ValueError(
+            f"{recipe.place('model')}: `weights` is `{folder}`, which holds an adapter only. Fold it into its model "
+            f"first, and begin with that: `visa merge {folder} -o MERGED`."
+        )
     try:
         if model.weights in (None, RANDOM):
             return getattr(VisaConfig, model.preset)(**model.options)
@@ -102,6 +110,9 @@ def run_recipe(recipe: Recipe, output_dir: str | os.PathLike[str]) -> Path:
     # 1) arguments
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     arguments = recipe.training_arguments(output, world_size)
+    if recipe.evaluation is not None and recipe.evaluation.num_clips:
+        with _at(recipe.place("evaluation")):
+            check_weights_are_whole()
     set_seed(arguments.seed)
     with arguments.main_process_first(desc="preparing the folder"):
         if arguments.process_index == 0:
@@ -109,17 +120,20 @@ def run_recipe(recipe: Recipe, output_dir: str | os.PathLike[str]) -> Path:
     # 2) data: prepared by the first process, found in the cache by the others
     with arguments.main_process_first(desc="preparing data"):
         train_set, eval_set = _samples(recipe, arguments)
+        clips = _clips(recipe)
     # 3) model
     model, processor = _model(recipe, arguments, output)
     prepared = prepare_for_training(model, recipe.trained)
     # 4) training
-    trainer = VisaTrainer(prepared, arguments, processor, train_dataset=train_set, eval_dataset=eval_set)
+    trainer = VisaTrainer(
+        prepared, arguments, processor, train_dataset=train_set, eval_dataset=eval_set, clip_evaluation=clips
+    )
     last = find_last_checkpoint(output)
     trainer.train(resume_from_checkpoint=last)
     return _save_final(trainer, output)
 
 
-def _save_final(trainer: VisaTrainer, output: Path) -> Path:
+def _save_final(trainer: Trainer, output: Path) -> Path:
     """Save the result; its folder appears when it is complete."""
     final, temporary = output / FINAL_FOLDER, output / f".{FINAL_FOLDER}.tmp"
     if trainer.args.should_save:
@@ -133,7 +147,7 @@ def _save_final(trainer: VisaTrainer, output: Path) -> Path:
     return final
 
 
-def _claim(output: Path, recipe: Recipe) -> None:
+def _claim(output: Path, recipe: CommonRecipe) -> None:
     """Leave the recipe in the folder, or refuse the folder of another training."""
     kept = output / RECIPE_FILE
     text = yaml.safe_dump(recipe.content, sort_keys=False, allow_unicode=True)
@@ -191,8 +205,19 @@ def _samples(recipe: Recipe, arguments: VisaTrainingArguments) -> tuple[Training
     evaluation = recipe.evaluation
     mixture = evaluation.mixture()
     with _at(recipe.place("evaluation")):
-        sources = load_sources(mixture, **options)
+        sources = load_sources(mixture, with_foregrounds=True, **options)
     return train_set, TrainingSamples(sources, mixture, evaluation.seed, evaluation.num_samples)
+
+
+def _clips(recipe: Recipe) -> ClipEvaluation | None:
+    """Choose the whole clips of the evaluation, if there are to be any."""
+    evaluation = recipe.evaluation
+    if evaluation is None or not evaluation.num_clips:
+        return None
+    with _at(recipe.place("evaluation")):
+        folder = Path(evaluation.folder).expanduser()
+        questions = open_benchmark(evaluation.dataset, folder, evaluation.split, cache_dir=recipe.data.cache_dir)
+        return ClipEvaluation(questions, evaluation.num_clips, seed=evaluation.seed)
 
 
 @contextmanager
@@ -248,7 +273,9 @@ def _make_base(recipe: Recipe, folder: Path, seed: int) -> None:
         torch.manual_seed(seed)
         model = VisaForVideoSegmentation(config)
         _draw_weights(model)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    # What a killed run left.
+    shutil.rmtree(temporary, ignore_errors=True)
     model.save_pretrained(temporary)
     processor.save_pretrained(temporary)
     temporary.rename(folder)
