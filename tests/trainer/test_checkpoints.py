@@ -1,6 +1,7 @@
 """Checkpoints: whole or not there, resumed as if never stopped, kept and deleted by the rules, merged exactly."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -140,7 +141,13 @@ def test_kill_9_at_any_moment_leaves_a_training_that_can_be_resumed(tmp_path):
     process = subprocess.Popen(
         [sys.executable, str(Path(__file__).with_name("training.py")), str(file)],
         cwd=root,
-        env={"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin", "HF_HUB_OFFLINE": "1"},
+        # As many threads as here: sums over several differ in their last digits.
+        env={
+            **os.environ,
+            "PYTHONPATH": str(root),
+            "OMP_NUM_THREADS": str(torch.get_num_threads()),
+            "HF_HUB_OFFLINE": "1",
+        },
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )

@@ -14,8 +14,16 @@ import torch
 from safetensors.torch import load_file
 
 import visa_hf
-from tests.trainer.training import GradientsOfFirstStep, TinySamples, make_trainer, tiny_model, tiny_processor
-from visa_hf import VisaForVideoSegmentation
+from tests.trainer.training import (
+    GradientsOfFirstStep,
+    TinySamples,
+    make_trainer,
+    tiny_model,
+    tiny_processor,
+    visa_train,
+)
+from visa_hf import VisaForVideoSegmentation, cli
+from visa_hf.datasets_scripts.synthetic import ClipOptions, write_dataset
 from visa_hf.trainer import VisaDataCollator, merge_adapter
 from visa_hf.trainer.checkpoints import find_fault
 
@@ -42,6 +50,12 @@ EXTREMES = {
         "eval_samples": 0,
         "options": {"lora_dropout": 0.0, "unfreeze": ["vision_tower", "mm_projector", "sam"]},
     },
+}
+# Trainings of `visa train` with ZeRO: name -> (stage, values of the recipe). Nothing is left out of "full".
+COMMANDS = {
+    "full-zero2": (2, {}),
+    "full-zero3": (3, {}),
+    "lora-zero3": (3, {"trained": "{lora_dropout: 0.0}"}),
 }
 
 
@@ -70,6 +84,13 @@ def runs(tmp_path_factory):
         settings.append({**shared, "output_dir": str(root / f"{mode}-resumed"), "resume": resume})
         for name, extreme in EXTREMES.items():
             settings.append({**shared, **extreme, "output_dir": str(root / f"{mode}-{name}")})
+    clips = ClipOptions(size=(48, 64), num_frames=(4, 5))
+    write_dataset(root / "world", num_videos={"train": 3}, options=clips, show_progress=False)
+    for name, (stage, values) in COMMANDS.items():
+        words = visa_train(
+            root / name, root / "world", root / "cache", arguments__deepspeed=zero(stage, root), **values
+        )
+        settings.append({"visa": words})
     file = root / "settings.json"
     file.write_text(json.dumps(settings))
     bin_folder = Path(sys.executable).parent
@@ -164,3 +185,53 @@ def test_checkpoints_of_two_processes_can_be_merged(runs, mode, tmp_path):
     with torch.no_grad():
         loss = float(merged(**batch).loss)
     assert loss == pytest.approx(losses(result(runs / mode)["log"])[2][0], abs=1e-4)
+
+
+@pytest.fixture(scope="module")
+def full_alone(runs, tmp_path_factory):
+    """Folder of the training of `COMMANDS` in full, by one process."""
+    out = tmp_path_factory.mktemp("alone") / "full"
+    words = visa_train(out, runs / "world", runs / "cache", arguments__per_device_train_batch_size=4)
+    assert cli.main(words) == 0
+    return out
+
+
+def loaded(folder):
+    """The model in a folder, every weight of it as saved."""
+    model, loading = VisaForVideoSegmentation.from_pretrained(folder, output_loading_info=True)
+    assert not any(loading[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    return model.train()
+
+
+def command_losses(out):
+    state = json.loads((out / "checkpoint-2" / "trainer_state.json").read_text())
+    return torch.tensor(losses(state["log_history"]))
+
+
+@pytest.mark.parametrize("name", ["full-zero2", "full-zero3"])
+def test_the_whole_model_that_visa_train_leaves_under_zero_is_that_of_one_process(runs, full_alone, name):
+    torch.testing.assert_close(command_losses(runs / name), command_losses(full_alone), rtol=0, atol=1e-4)
+    assert find_fault(runs / name / "checkpoint-2") is None
+    batch = VisaDataCollator(tiny_processor())([TinySamples(4, tuple(KINDS))[draw] for draw in range(4)])
+    folders = runs / name / "final", runs / name / "checkpoint-2", full_alone / "final", full_alone / "base"
+    with torch.no_grad():
+        ours, checkpoint, theirs, base = ([float(loaded(one)(**batch)[part]) for part in PARTS] for one in folders)
+    assert ours == checkpoint == pytest.approx(theirs, abs=1e-4)
+    assert abs(ours[0] - base[0]) > 0.01
+
+
+def test_the_adapter_that_visa_train_leaves_under_zero_3_is_merged(runs, full_alone, tmp_path):
+    out = runs / "lora-zero3"
+    # Before the first step adapters add nothing; they are drawn at random, in another order than by one process.
+    torch.testing.assert_close(command_losses(out)[0], command_losses(full_alone)[0], rtol=0, atol=1e-4)
+    assert cli.main(["merge", str(out / "final"), "-o", str(tmp_path / "merged")]) == 0
+    merged, base = loaded(tmp_path / "merged"), loaded(out / "base")
+    saved = load_file(out / "final" / "adapter_model.safetensors")
+    name = "model.language_model.layers.1.self_attn.v_proj"
+    first, second = (saved[f"base_model.model.{name}.lora_{matrix}.weight"] for matrix in "AB")
+    change = 2 * second @ first  # alpha / r
+    assert change.abs().max() > 1e-5
+    expected = base.get_parameter(f"{name}.weight") + change
+    torch.testing.assert_close(merged.get_parameter(f"{name}.weight"), expected, rtol=0, atol=1e-7)
+    assert torch.equal(merged.lm_head.weight, saved["base_model.model.lm_head.weight"])
+    assert not torch.equal(merged.lm_head.weight, base.lm_head.weight)

@@ -176,10 +176,21 @@ def test_a_half_precision_base_trains_in_mixed_precision(tmp_path):
     assert trainer.evaluate()["eval_loss"] > 0
 
 
-def test_four_bits_need_bitsandbytes():
+def test_four_bits_need_bitsandbytes(monkeypatch):
+    monkeypatch.setattr("visa_hf.trainer.lora.is_bitsandbytes_available", lambda: False)
     assert quantization_config(TrainingOptions()) is None
-    with pytest.raises(ImportError, match=r'`is_4bit` needs bitsandbytes, .* `pip install "visa-hf\[qlora\]"`'):
+    expected = r'`is_4bit` needs bitsandbytes [\d.]+ or newer, which is not .* `pip install "visa-hf\[qlora\]"`'
+    with pytest.raises(ImportError, match=expected):
         quantization_config(TrainingOptions(is_4bit=True))
+
+
+def test_what_zero_3_cannot_split_is_refused(monkeypatch):
+    monkeypatch.setattr("visa_hf.trainer.lora.is_deepspeed_zero3_enabled", lambda: True)
+    with pytest.raises(ValueError, match="`is_4bit` is True under DeepSpeed's ZeRO-3, .* Take ZeRO-2 .* or plain DDP"):
+        quantization_config(TrainingOptions(is_4bit=True))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match='`embeddings` is "seg" under DeepSpeed\'s ZeRO-3 on a CPU, .* take ZeRO-2'):
+        prepare_for_training(tiny_model(), TrainingOptions(embeddings="seg"))
 
 
 def test_four_bits_are_asked_for_where_nothing_else_is_harmed(monkeypatch):

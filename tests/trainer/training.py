@@ -1,5 +1,7 @@
 """Tiny trainings, in this process or one of several: `torchrun ... training.py SETTINGS.json`, one or a list of them.
 
+Settings are arguments of `make_trainer`, or `{"visa": [...]}`: words of a command.
+
 Samples differ on purpose in how many tokens are learnt and how many masks there are. What was logged, and the
 gradients of the first step, are returned or written to `<output_dir>/result-<rank>.*`.
 """
@@ -22,12 +24,14 @@ from transformers import AutoTokenizer, TrainerCallback
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 import visa_hf
-from visa_hf import VisaConfig, VisaForVideoSegmentation, VisaProcessor
+from visa_hf import VisaConfig, VisaForVideoSegmentation, VisaProcessor, cli
 from visa_hf.datasets_scripts.samples import Conversation, Sample
 from visa_hf.trainer import TrainingOptions, VisaTrainer, VisaTrainingArguments, prepare_for_training
 from visa_hf.trainer.lora import plain_name
 
 BUNDLED_TOKENIZER = Path(visa_hf.__file__).parent / "assets" / "tokenizer"
+# A recipe for `visa train`.
+TINY_RECIPE = Path(__file__).with_name("tiny.yaml")
 _WORDS = "the small red round thing that moves slowly to the left of the big blue square and then comes back".split()
 
 
@@ -192,8 +196,18 @@ def logged(trainer: VisaTrainer, *names: str) -> list[tuple[float, ...]]:
     return [tuple(row[name] for name in names) for row in trainer.state.log_history if "loss" in row]
 
 
+def visa_train(out: str | Path, world: str | Path, cache: str | Path, **values: Any) -> list[str]:
+    """Words of `visa train` of the tiny recipe on the clips of `world`, with `values`: `a__b` for `a.b`."""
+    given = {"data__folders__revos": world, "data__cache_dir": cache, **values}
+    overrides = [f"{name.replace('__', '.')}={value}" for name, value in given.items()]
+    return ["train", str(TINY_RECIPE), "-o", str(out), *(word for one in overrides for word in ("--override", one))]
+
+
 def run(settings: dict[str, Any]) -> None:
     """Train as `settings` say and write down what happened."""
+    if "visa" in settings:
+        assert cli.main(settings["visa"]) == 0
+        return
     resume = settings.pop("resume", None)
     gradients = GradientsOfFirstStep()
     trainer = make_trainer(callbacks=[gradients], **settings)
