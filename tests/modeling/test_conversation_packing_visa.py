@@ -1,5 +1,6 @@
 """Packed conversations: layout by hand, and the same losses and gradients as one row for each conversation."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -66,13 +67,26 @@ def test_equal_conversations_keep_a_token_of_their_own() -> None:
         ([[0, 1, IMAGE], [1, IMAGE, 3]], [[0, 1, 1], [1, 1, 1]], [0, 0]),  # padded on the left
         ([[1, 2, IMAGE], [1, 3, IMAGE]], None, [0, 0]),  # frames behind what differs
         ([[1, 2, 3], [1, 2, 4]], None, [-1, -1]),  # text alone
+        ([[1, IMAGE, 2], [1, IMAGE, 3]], [[[1] * 3] * 3] * 2, [0, 0]),  # a mask of another shape
+        ([[1, IMAGE, 2, 3, 4]] * 2 + [[5, 0, 0, 0, 0]], [[1, 1, 0, 1, 1]] * 2 + [[1, 0, 0, 0, 0]], [0, 0, -1]),
+        ([[1, 2, 3, 4], [1, 5, 6, 7], [8, 0, 0, 0]], [[1] * 4, [1] * 4, [1, 0, 0, 0]], [0, 0, -1]),  # 14 > 12 tokens
     ],
 )
-def test_what_cannot_be_packed_is_left_alone(
-    rows: list[list[int]], mask: list[list[int]] | None, video_of: list[int]
-) -> None:
+def test_what_cannot_be_packed_is_left_alone(rows: list[list[int]], mask: Any, video_of: list[int]) -> None:
     tensor = None if mask is None else torch.tensor(mask)
     assert pack_conversations(torch.tensor(rows), tensor, videos_of(video_of, [1, 1]), IMAGE) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float32])
+def test_masks_of_any_kind_mean_the_same(dtype: torch.dtype) -> None:
+    """The second conversation is how the first one begins."""
+    rows = torch.tensor([[1, IMAGE, 5, 6], [1, IMAGE, 5, 0]])
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]], dtype=dtype)
+    packed = pack_conversations(rows, mask, videos_of([0, 0], [1]), IMAGE)
+    assert packed is not None
+    assert packed.input_ids.tolist() == [[1, IMAGE, 5, 6, 5]]
+    assert packed.position_ids.tolist() == [[0, 1, 2, 3, 2]]
+    assert packed.places.tolist() == [[0, 1, 2, 3], [0, 1, 4, 0]]
 
 
 def batch_of(processor: VisaProcessor) -> dict[str, Any]:
@@ -105,14 +119,14 @@ def test_losses_and_gradients_are_those_of_one_row_each(
     tiny_model: VisaForVideoSegmentation, tiny_processor: VisaProcessor, attention: str, skip_logits: bool
 ) -> None:
     batch = batch_of(tiny_processor)
-    tiny_model.model.language_model.set_attn_implementation(attention)
-    tiny_model.train()
+    model = copy.deepcopy(tiny_model).train()
+    model.model.language_model.set_attn_implementation(attention)
     found = []
     for options in ({}, {"packs_conversations": True, "skip_logits": skip_logits}):
-        tiny_model.zero_grad()
-        output = tiny_model(**batch, use_cache=False, **options)
+        model.zero_grad()
+        output = model(**batch, use_cache=False, **options)
         output.loss.backward()
-        gradients = {name: p.grad.clone() for name, p in tiny_model.named_parameters() if p.grad is not None}
+        gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
         found.append((output, gradients))
     (plain, plain_gradients), (packed, packed_gradients) = found
     for name in ("loss", "text_loss", "bce_loss", "dice_loss"):
@@ -128,6 +142,54 @@ def test_losses_and_gradients_are_those_of_one_row_each(
     else:
         is_token = batch["attention_mask"].bool()
         torch.testing.assert_close(packed.logits[is_token], plain.logits[is_token], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "autocast", "checkpointing", "adapter"])
+def test_packing_goes_with_what_training_does(
+    tiny_model: VisaForVideoSegmentation, tiny_processor: VisaProcessor, kind: str
+) -> None:
+    batch = batch_of(tiny_processor)
+    model: Any = copy.deepcopy(tiny_model).train()
+    if kind == "bfloat16":
+        model.to(torch.bfloat16)
+    if kind == "checkpointing":
+        model.activation_checkpointing_enable()
+    if kind == "adapter":
+        peft = pytest.importorskip("peft")
+        config = peft.LoraConfig(r=2, target_modules=r".*language_model.*q_proj", init_lora_weights=False)
+        model = peft.get_peft_model(model, config)
+    losses, gradients = [], []
+    for packs in (False, True):
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=kind == "autocast"):
+            loss = model(**batch, use_cache=False, packs_conversations=packs, skip_logits=True).loss
+        loss.backward()
+        losses.append(loss.detach())
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).float())
+    is_rounded = kind in ("bfloat16", "autocast")
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-2 if is_rounded else 1e-5, atol=0)
+    assert torch.cosine_similarity(*gradients, dim=0) > (0.99 if is_rounded else 0.9999)
+
+
+@pytest.mark.parametrize("asked", [{"use_cache": None}, {"use_cache": True}, {"output_hidden_states": True}])
+def test_what_needs_a_row_for_each_conversation_is_not_packed(
+    tiny_model: VisaForVideoSegmentation, tiny_processor: VisaProcessor, asked: dict[str, Any]
+) -> None:
+    batch = batch_of(tiny_processor)
+    with torch.no_grad():
+        output = tiny_model(**batch, **{"use_cache": False, **asked}, packs_conversations=True)
+    if "use_cache" in asked:
+        assert output.past_key_values.get_seq_length() == batch["input_ids"].shape[1]
+    else:
+        assert output.hidden_states[0].shape[:2] == batch["input_ids"].shape
+
+
+def test_embeddings_are_read_as_they_are_given(tiny_model: VisaForVideoSegmentation) -> None:
+    embeds = torch.randn(2, 6, tiny_model.config.text_config.hidden_size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        plain = tiny_model(inputs_embeds=embeds, use_cache=False)
+        packed = tiny_model(inputs_embeds=embeds, use_cache=False, packs_conversations=True)
+    assert torch.equal(plain.logits, packed.logits)
 
 
 def test_fewer_tokens_are_read(tiny_model: VisaForVideoSegmentation, tiny_processor: VisaProcessor) -> None:

@@ -14,6 +14,8 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from tests.modeling.batches import conversation, make_batch, pad, prompts, without
 from visa_hf import VisaConfig, VisaForVideoSegmentation
 from visa_hf.convert import convert_visa_state_dict
+from visa_hf.modeling import modeling_visa
+from visa_hf.modeling.inputs_visa import sam_feature_shape
 
 REFERENCE = Path(__file__).parents[1] / "reference" / "visa_tiny"
 IMAGE, SEG = 128, 127
@@ -272,6 +274,38 @@ def test_the_encoder_of_sam_learns_unless_it_is_frozen(tiny_config, tiny_model) 
 
 
 @torch.no_grad()
+def test_a_prompt_is_decoded_the_same_with_any_number_of_others(tiny_model) -> None:
+    """None, one, and more than are decoded together; about one frame and about others beside it."""
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(2, *sam_feature_shape(tiny_model.config), generator=generator)
+    prompts = torch.randn(67, tiny_model.config.sam_config.mask_decoder_config.hidden_size, generator=generator)
+    frame_of = [0] * 64 + [1, 0, 1]
+    with torch.no_grad():
+        masks, scores = tiny_model._decode_prompts(features, frame_of, prompts)
+        for row in (0, 63, 64, 65, 66):
+            mask, score = tiny_model.decode_masks(features[frame_of[row]], prompts[row : row + 1])
+            torch.testing.assert_close(masks[row], mask[0], rtol=0, atol=1e-4)
+            torch.testing.assert_close(scores[row], score[0], rtol=0, atol=1e-5)
+        together, _ = tiny_model.decode_masks(features[0], prompts[:65])
+        torch.testing.assert_close(together[:64], masks[:64], rtol=0, atol=1e-4)
+        none, no_scores = tiny_model.decode_masks(features[0], prompts[:0])
+    assert none.shape == (0, *masks.shape[1:]) and no_scores.shape == (0,)
+
+
+def test_large_frames_go_through_sam_one_by_one(tiny_config, tiny_model, monkeypatch) -> None:
+    frames = make_batch(tiny_config, conversations=[(0, 1), (1, 1), (2, 1)], frames=(1, 1, 1), sizes=[(8, 8)] * 3)
+    frames = frames["sam_pixel_values"]
+    seen = []
+    hook = tiny_model.model.sam.vision_encoder.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    vision = tiny_config.sam_config.vision_config
+    together = tiny_model.get_sam_features(frames)
+    monkeypatch.setattr(modeling_visa, "_SAM_PATCHES_AT_ONCE", (vision.image_size // vision.patch_size) ** 2)
+    alone = tiny_model.get_sam_features(frames)
+    hook.remove()
+    assert seen == [3, 1, 1, 1]
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
+
+
 def test_features_of_sam_can_be_given(tiny_config, tiny_model) -> None:
     batch = make_batch(tiny_config)
     features = tiny_model.get_sam_features(batch["sam_pixel_values"])
