@@ -5,7 +5,8 @@ process, and tables are printed. Time: every moment of a step belongs to one row
 begins when the gradient of its output is there and ends when that of its input is; a part whose input has none lasts
 until the next one begins. Memory: weights, gradients with AdamW's state, and what a forward pass keeps for backward.
 Then the same batches are loaded by a DataLoader with 0, 1 and 2 workers, alone and while the model trains: loading is
-the bottleneck if steps wait for it. Peak memory is that of this process, its workers apart.
+the bottleneck if steps wait for it. Peak memory is that of this process, its workers apart. Last, steps that read what
+the conversations of a sample have in common once are compared with steps that read it for each of them.
 
     OMP_NUM_THREADS=1 python benchmarks/training_throughput.py [RECIPE] [--steps 10] [--override NAME=VALUE ...]
 """
@@ -97,14 +98,17 @@ def make_parts(recipe: Recipe) -> tuple[nn.Module, VisaDataCollator, TrainingSam
     return prepare_for_training(model, recipe.trained).train(), VisaDataCollator(processor), samples
 
 
-def make_step(model: nn.Module, stopwatch: Stopwatch) -> Callable[[dict[str, Any]], None]:
-    """Return a function that does an optimiser step on one batch."""
+def make_step(
+    model: nn.Module, stopwatch: Stopwatch, *, packs_conversations: bool = True
+) -> Callable[[dict[str, Any]], None]:
+    """Return a function that does an optimiser step on one batch, as the trainer does."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-5)
 
     def step(batch: dict[str, Any]) -> None:
         stopwatch.switch(REST)
-        loss = model(**batch, use_cache=False).loss
+        options = {"packs_conversations": packs_conversations, "skip_logits": True}
+        loss = model(**batch, use_cache=False, **options).loss
         stopwatch.switch(REST, "backward")
         loss.backward()
         stopwatch.switch("clipping, optimiser")
@@ -207,6 +211,25 @@ def time_loading(recipe: Recipe, num_steps: int) -> None:
         )
 
 
+def compare_packing(recipe: Recipe, num_steps: int) -> None:
+    """Compare steps with and without packed conversations, on the same batches, taking turns."""
+    model, collate, samples = make_parts(recipe)
+    size = recipe.schedule.global_batch_size
+    seconds = {True: 0.0, False: 0.0}
+    steps = {packs: make_step(model, Stopwatch(), packs_conversations=packs) for packs in seconds}
+    for number in range(num_steps + 1):
+        batch = collate([samples[number * size + place] for place in range(size)])
+        for packs, step in steps.items():
+            start = time.perf_counter()
+            step(batch)
+            seconds[packs] += (time.perf_counter() - start) * (number > 0)  # the first warms up
+    packed, apart = (1e3 * seconds[packs] / num_steps for packs in (True, False))
+    print(
+        f"\na step with packed conversations {packed:.0f} ms, with one row for each {apart:.0f} ms: "
+        f"{apart / packed:.2f} times as fast"
+    )
+
+
 def time_steps(
     loader: DataLoader, step: Callable[[dict[str, Any]], None] | None, num_steps: int
 ) -> tuple[float, float]:
@@ -246,6 +269,7 @@ def main() -> None:
         time_loading(recipe, args.steps)
         worker = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
         print(f"peak memory of a worker {worker:.0f} MiB, with what it shares with this process")
+        compare_packing(recipe, args.steps)
 
 
 if __name__ == "__main__":
