@@ -1,4 +1,6 @@
-"""Make the bundled tokenizer: Llama's kind, 1,200 pieces, in which the words of the synthetic world are whole.
+"""Make the bundled tokenizer of trainings from nothing.
+
+It is of Llama's kind, with 1,200 pieces, in which the words of the synthetic world are whole.
 
     python examples/synthetic_tokenizer.py FOLDER
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from visa_hf.trainer.recipe import RECIPES, find_recipe, read_recipe
+from visa_hf.trainer.recipe import read_recipe
+from visa_hf.trainer.recipe_sections import RECIPES, find_recipe
 from visa_hf.trainer.tracker_recipe import is_tracker_recipe
 
 GOOD = """\

@@ -30,6 +30,8 @@ _REFER = "https://github.com/lichengunc/refer"
 _UNKNOWN = "not known here"
 ORIGINS: dict[str, Origin] = {
     "revos": Origin("ReVOS", "https://github.com/cilinyan/VISA", f"{_UNKNOWN}; its clips come from other sets"),
+    # Whoever draws the clips may say what they like.
+    "synthetic": Origin("Synthetic clips of moving shapes", "`visa data synthesize`", "free: drawn by a program"),
     "mevis": Origin("MeViS", "https://github.com/henghuiding/MeViS", "for non-commercial research only"),
     "ref_youtube_vos": Origin("Ref-YouTube-VOS", "https://youtube-vos.org/dataset/rvos", _UNKNOWN),
     "ref_davis17": Origin("Ref-DAVIS17", "https://davischallenge.org", _UNKNOWN),

@@ -113,6 +113,10 @@ class ExpressionSource:
         recipe ([`SamplingRecipe`], *optional*): the published one for videos by default.
         videos (`datasets.Dataset`, *optional*): its config "videos", for the foregrounds of samples.
 
+    Attributes:
+        expressions, masks (`datasets.Dataset`): the rows.
+        store ([`FrameStore`]): the pictures.
+
     Raises:
         AnnotationError: rows do not fit together.
         FileNotFoundError: there is no such folder.
@@ -134,9 +138,9 @@ class ExpressionSource:
         _require_samples(name, len(self._videos), num_short, self.recipe)
         self._mask_rows = join_masks(expressions, masks)
         require_annotated_frames(expressions)
-        self._expressions = expressions.with_format(None)
+        self.expressions = expressions.with_format(None)
         # As Arrow, so that only the frame that is asked for becomes a Python object.
-        self._masks = None if masks is None else masks.select_columns(["anno_id", "rle"]).with_format("arrow")
+        self.masks = None if masks is None else masks.select_columns(["anno_id", "rle"]).with_format("arrow")
         self._foregrounds = None if videos is None else videos.select_columns(["foreground_rle"]).with_format("arrow")
         self._foreground_rows = {} if videos is None else {name: row for row, name in enumerate(videos["video_id"])}
 
@@ -201,7 +205,7 @@ class ExpressionSource:
         """Return up to `expressions_per_video` rows of one video, each with its row number as `row`."""
         rows = self._videos[video]
         chosen = rng.choice(rows, min(self.recipe.expressions_per_video, len(rows)), replace=False)
-        drawn = [{**self._expressions[int(row)], "row": int(row)} for row in chosen]
+        drawn = [{**self.expressions[int(row)], "row": int(row)} for row in chosen]
         for row in drawn[1:]:
             if row["frames"] != drawn[0]["frames"]:
                 raise self._error(row, "Its frames are others than those of another expression of the same video.")
@@ -214,7 +218,7 @@ class ExpressionSource:
         if not is_foreign or len(self) == 1:
             return None
         number = int(other * (len(self) - 1))
-        frames = self._expressions[int(self._videos[number + (number >= video)][0])]["frames"]
+        frames = self.expressions[int(self._videos[number + (number >= video)][0])]["frames"]
         return frames[int(position * len(frames))]
 
     def _draw_answer_form(self, rng: np.random.Generator, rows: list[dict[str, Any]]) -> str:
@@ -279,8 +283,8 @@ class ExpressionSource:
 
     def _add_mask(self, mask: np.ndarray, mask_row: int, row: dict[str, Any], frame_idx: int) -> None:
         """Draw one object's mask of one frame into `mask`, `(H, W)`."""
-        assert self._masks is not None, "rows of masks come from the masks"
-        table = self._masks[mask_row]
+        assert self.masks is not None, "rows of masks come from the masks"
+        table = self.masks[mask_row]
         name = f"The mask {table['anno_id'][0].as_py()!r}"
         found = self._decoded(name, table["rle"][0].values, row, frame_idx, mask.shape)
         if found is not None:

@@ -14,7 +14,8 @@ import torch
 from visa_hf.modeling.configuration_visa import VisaConfig
 from visa_hf.modeling.modeling_visa import VisaForVideoSegmentation
 from visa_hf.trainer.lora import plain_name, prepare_for_training
-from visa_hf.trainer.recipe import BUNDLED_DEEPSPEED, Recipe
+from visa_hf.trainer.recipe import Recipe
+from visa_hf.trainer.recipe_sections import BUNDLED_DEEPSPEED
 
 _GIB = 2**30
 # Beginning of a parameter's name -> part; the first that fits counts.

@@ -33,7 +33,7 @@ from visa_hf.trainer.visa_trainer import VisaTrainer
 
 logger = logging.getLogger(__name__)
 
-_TOKENIZER = Path(__file__).parents[1] / "assets" / "tokenizer"
+_TOKENIZER = Path(__file__).parents[1] / "assets" / "tokenizer_synthetic"
 # What `run_recipe` writes beside checkpoints.
 RECIPE_FILE, BASE_FOLDER, FINAL_FOLDER = "recipe.yaml", "base", "final"
 # What may be another when a training is continued: it changes neither samples nor steps.
@@ -102,21 +102,17 @@ def run_recipe(recipe: Recipe, output_dir: str | os.PathLike[str]) -> Path:
         AnnotationError: data cannot be used.
     """
     output = Path(output_dir)
-    if recipe.model.weights is None:
-        raise ValueError(
-            f"{recipe.place('model')}: `weights` is missing. Give the checkpoint to begin with, such as `--override "
-            f"model.weights=FOLDER`, or `model.weights={RANDOM}` to begin from nothing."
-        )
+    require_weights(recipe, recipe.model.weights)
     # 1) arguments
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     arguments = recipe.training_arguments(output, world_size)
     if recipe.evaluation is not None and recipe.evaluation.num_clips:
-        with _at(recipe.place("evaluation")):
+        with at_place(recipe.place("evaluation")):
             check_weights_are_whole()
     set_seed(arguments.seed)
     with arguments.main_process_first(desc="preparing the folder"):
         if arguments.process_index == 0:
-            _claim(output, recipe)
+            claim_folder(output, recipe)
     # 2) data: prepared by the first process, found in the cache by the others
     with arguments.main_process_first(desc="preparing data"):
         train_set, eval_set = _samples(recipe, arguments)
@@ -130,10 +126,19 @@ def run_recipe(recipe: Recipe, output_dir: str | os.PathLike[str]) -> Path:
     )
     last = find_last_checkpoint(output)
     trainer.train(resume_from_checkpoint=last)
-    return _save_final(trainer, output)
+    return save_final(trainer, output)
 
 
-def _save_final(trainer: Trainer, output: Path) -> Path:
+def require_weights(recipe: CommonRecipe, weights: str | None) -> None:
+    """Refuse a recipe that does not say what to begin with."""
+    if weights is None:
+        raise ValueError(
+            f"{recipe.place('model')}: `weights` is missing. Give the checkpoint to begin with, such as `--override "
+            f"model.weights=FOLDER`, or `model.weights={RANDOM}` to begin from nothing."
+        )
+
+
+def save_final(trainer: Trainer, output: Path) -> Path:
     """Save the result; its folder appears when it is complete."""
     final, temporary = output / FINAL_FOLDER, output / f".{FINAL_FOLDER}.tmp"
     if trainer.args.should_save:
@@ -147,7 +152,7 @@ def _save_final(trainer: Trainer, output: Path) -> Path:
     return final
 
 
-def _claim(output: Path, recipe: CommonRecipe) -> None:
+def claim_folder(output: Path, recipe: CommonRecipe) -> None:
     """Leave the recipe in the folder, or refuse the folder of another training."""
     kept = output / RECIPE_FILE
     text = yaml.safe_dump(recipe.content, sort_keys=False, allow_unicode=True)
@@ -189,7 +194,7 @@ def _samples(recipe: Recipe, arguments: VisaTrainingArguments) -> tuple[Training
     """Prepare the data sets; return the draws of the training and those of the evaluation."""
     data = recipe.data
     options: dict[str, Any] = {"cache_dir": data.cache_dir, "num_proc": data.num_proc, "on_error": data.on_error}
-    with _at(recipe.place("data")):
+    with at_place(recipe.place("data")):
         sources = load_sources(data.mixture, data.folders, renormalise=data.renormalise, **options)
     seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
     train_set = TrainingSamples(
@@ -204,7 +209,7 @@ def _samples(recipe: Recipe, arguments: VisaTrainingArguments) -> tuple[Training
         return train_set, None
     evaluation = recipe.evaluation
     mixture = evaluation.mixture()
-    with _at(recipe.place("evaluation")):
+    with at_place(recipe.place("evaluation")):
         sources = load_sources(mixture, with_foregrounds=True, **options)
     return train_set, TrainingSamples(sources, mixture, evaluation.seed, evaluation.num_samples)
 
@@ -214,14 +219,14 @@ def _clips(recipe: Recipe) -> ClipEvaluation | None:
     evaluation = recipe.evaluation
     if evaluation is None or not evaluation.num_clips:
         return None
-    with _at(recipe.place("evaluation")):
+    with at_place(recipe.place("evaluation")):
         folder = Path(evaluation.folder).expanduser()
         questions = open_benchmark(evaluation.dataset, folder, evaluation.split, cache_dir=recipe.data.cache_dir)
         return ClipEvaluation(questions, evaluation.num_clips, seed=evaluation.seed)
 
 
 @contextmanager
-def _at(place: str) -> Iterator[None]:
+def at_place(place: str) -> Iterator[None]:
     """Let the errors of a recipe's values begin with their place."""
     try:
         yield

@@ -13,19 +13,17 @@ import yaml
 
 from visa_hf.datasets_scripts.known_datasets import KNOWN_DATASETS
 from visa_hf.datasets_scripts.mixture import GroupConfig, MixtureConfig, SourceConfig
-from visa_hf.trainer.recipe import (
-    CommonRecipe,
-    DataRecipe,
-    ScheduleRecipe,
-    _arguments,
-    _check_evaluation,
-    _check_folder,
-    _check_folders,
-    _fields_of,
-    _made,
-    _mixture,
-    _section,
+from visa_hf.trainer.recipe import CommonRecipe, DataRecipe, ScheduleRecipe
+from visa_hf.trainer.recipe_sections import (
+    check_evaluation,
+    check_folder,
+    check_folders,
     find_recipe,
+    make,
+    read_arguments,
+    read_fields,
+    read_mixture,
+    read_section,
 )
 from visa_hf.trainer.tracker_samples import ClipOptions
 from visa_hf.trainer.tracker_trainer import TrackerLosses
@@ -135,23 +133,23 @@ def read_tracker_recipe(name: str | os.PathLike[str], overrides: Sequence[str] =
         if needed not in sections:
             raise file.error(file.root, f"the section `{needed}` is missing.")
     arguments_node = sections.get("arguments")
-    arguments = {} if arguments_node is None else _arguments(file, arguments_node)
+    arguments = {} if arguments_node is None else read_arguments(file, arguments_node)
     for key in _NOT_FOR_TRACKERS:
         if key in arguments:
             node = file.mapping(sections["arguments"], "`arguments`")[key]
             raise file.error(node, f"`arguments.{key}` does nothing for a tracker. Remove it.")
     evaluation = _evaluation(file, sections)
-    _check_evaluation(file, sections, arguments, evaluation)  # type: ignore[arg-type]
+    check_evaluation(file, sections, arguments, evaluation)  # type: ignore[arg-type]
     return TrackerRecipe(
         path=file.path,
-        schedule=_section(file, sections, "schedule", ScheduleRecipe),
+        schedule=read_section(file, sections, "schedule", ScheduleRecipe),
         arguments=arguments,
         content=file.value(file.root, "the recipe"),
         places={name: str(file.error(node, f"`{name}`")) for name, node in sections.items()},
-        model=_section(file, sections, "model", TrackerModelRecipe),
+        model=read_section(file, sections, "model", TrackerModelRecipe),
         data=_data(file, sections["data"]),
-        clips=_section(file, sections, "clips", ClipOptions),
-        losses=_section(file, sections, "losses", TrackerLosses),
+        clips=read_section(file, sections, "clips", ClipOptions),
+        losses=read_section(file, sections, "losses", TrackerLosses),
         evaluation=evaluation,
     )
 
@@ -164,19 +162,19 @@ def _file(name: str | os.PathLike[str], overrides: Sequence[str]) -> YamlFile:
 
 
 def _data(file: YamlFile, node: yaml.Node) -> DataRecipe:
-    data = dict(_fields_of(file, node, "data", DataRecipe, {"mixture"}))
+    data = dict(read_fields(file, node, "data", DataRecipe, {"mixture"}))
     mixture = file.mapping(node, "`data`").get("mixture")
     if mixture is None:
         raise file.error(node, "`data` has no `mixture`. Say which data sets with masks are drawn from.")
-    data["mixture"] = _mixture(file, mixture)
-    _check_folders(file, node, data)
-    return _made(file, node, DataRecipe, data)
+    data["mixture"] = read_mixture(file, mixture)
+    check_folders(file, node, data)
+    return make(file, node, DataRecipe, data)
 
 
 def _evaluation(file: YamlFile, sections: dict[str, yaml.Node]) -> TrackerEvaluation | None:
     node = sections.get("evaluation")
     if node is None or file.value(node, "evaluation") is None:
         return None
-    evaluation: TrackerEvaluation = _section(file, sections, "evaluation", TrackerEvaluation)
-    _check_folder(file, file.mapping(node, "`evaluation`")["folder"], evaluation.folder)
+    evaluation: TrackerEvaluation = read_section(file, sections, "evaluation", TrackerEvaluation)
+    check_folder(file, file.mapping(node, "`evaluation`")["folder"], evaluation.folder)
     return evaluation

@@ -18,7 +18,7 @@ from visa_hf.modeling.modeling_xmem import XMemModel
 from visa_hf.modeling.processing_visa import VisaProcessor
 from visa_hf.trainer.checkpoints import find_last_checkpoint, merge_adapter
 from visa_hf.trainer.recipe import RANDOM
-from visa_hf.trainer.run import _at, _claim, _save_final
+from visa_hf.trainer.run import at_place, claim_folder, require_weights, save_final
 from visa_hf.trainer.tracker_recipe import TrackerRecipe
 from visa_hf.trainer.tracker_samples import ClipSource, clip_sources
 from visa_hf.trainer.tracker_trainer import TrackedVideos, XMemTrainer
@@ -131,22 +131,18 @@ def run_tracker_recipe(recipe: TrackerRecipe, output_dir: str | os.PathLike[str]
         AnnotationError: data cannot be used.
     """
     output = Path(output_dir)
-    if recipe.model.weights is None:
-        raise ValueError(
-            f"{recipe.place('model')}: `weights` is missing. Give the checkpoint to begin with, such as `--override "
-            f"model.weights=FOLDER`, or `model.weights={RANDOM}` to begin from nothing."
-        )
+    require_weights(recipe, recipe.model.weights)
     arguments = recipe.training_arguments(output, int(os.environ.get("WORLD_SIZE", "1")))
     config = tracker_config(recipe)
     set_seed(arguments.seed)
     with arguments.main_process_first(desc="preparing the folder"):
         if arguments.process_index == 0:
-            _claim(output, recipe)
+            claim_folder(output, recipe)
     with arguments.main_process_first(desc="preparing data"):
         train_set, eval_set = _samples(recipe, arguments)
     trainer = XMemTrainer(_model(recipe, config, arguments.seed), arguments, recipe.losses, train_set, eval_set)
     trainer.train(resume_from_checkpoint=find_last_checkpoint(output))
-    return _save_final(trainer, output)
+    return save_final(trainer, output)
 
 
 def replace_tracker(
@@ -199,7 +195,7 @@ def _samples(recipe: TrackerRecipe, arguments: VisaTrainingArguments) -> tuple[T
     """Prepare the data sets; return the draws of the training and the videos of the evaluation."""
     data = recipe.data
     options: dict[str, Any] = {"cache_dir": data.cache_dir, "num_proc": data.num_proc, "on_error": data.on_error}
-    with _at(recipe.place("data")):
+    with at_place(recipe.place("data")):
         loaded = load_sources(data.mixture, data.folders, renormalise=data.renormalise, **options)
         sources = clip_sources(loaded, recipe.clips, recipe.schedule.num_draws)
     seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
@@ -214,7 +210,7 @@ def _samples(recipe: TrackerRecipe, arguments: VisaTrainingArguments) -> tuple[T
     evaluation = recipe.evaluation
     if evaluation is None:
         return train_set, None
-    with _at(recipe.place("evaluation")):
+    with at_place(recipe.place("evaluation")):
         made = clip_sources(load_sources(evaluation.mixture(), **options), recipe.clips)
     source: ClipSource = made[evaluation.dataset]
     numbers = np.random.default_rng(evaluation.seed).permutation(len(source))[: evaluation.num_videos]

@@ -317,9 +317,9 @@ def clip_sources(sources: Mapping[str, Source], options: ClipOptions, num_draws:
     """
     made = {}
     for name, source in sources.items():
-        if not isinstance(source, ExpressionSource) or source._masks is None:
+        if not isinstance(source, ExpressionSource) or source.masks is None:
             raise ValueError(f"Source `{name}` has no masks to learn from. Leave it out of the mixture.")
-        made[name] = ClipSource(name, source._expressions, source._masks, source.store.root, options, num_draws)
+        made[name] = ClipSource(name, source.expressions, source.masks, source.store.root, options, num_draws)
     return made
 
 

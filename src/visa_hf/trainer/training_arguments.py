@@ -33,7 +33,7 @@ class VisaTrainingArguments(TrainingArguments):
             [`trainable_parameters`] lists them, without what PEFT adds. One that is found nowhere is an error.
         pack_conversations (`bool`, defaults to `True`): let the language model read what the conversations of one
             sample begin with, the frames above all, once. The same losses up to rounding (LoRA's dropout draws other
-            numbers), several times faster; without effect on attention other than SDPA and eager.
+            numbers), faster; without effect on attention other than SDPA and eager, and under ZeRO-3.
         num_overlays (`int`, defaults to 4): pictures of the target frame, its true and its predicted masks that each
             evaluation sends to TensorBoard and the other trackers of `report_to`.
 

@@ -167,13 +167,14 @@ class VisaTrainer(WholeCheckpointsTrainer):
         self, model: nn.Module, inputs: dict[str, Any], num_tokens: Tensor | None, num_masks: Tensor | None
     ) -> VisaOutput:
         """Run the model; `num_tokens` and `num_masks` are those of the step, `None` for the micro-batch's own."""
-        # Losses of lockstep.py are made of logits.
+        # Losses of lockstep.py are made of logits. Under ZeRO-3 all processes must run modules in the same order, but
+        # one may have nothing to pack.
         return model(
             **inputs,
             use_cache=False,
             num_items_in_batch=num_tokens,
             num_masks_in_batch=num_masks,
-            packs_conversations=self.args.pack_conversations,
+            packs_conversations=self.args.pack_conversations and not is_deepspeed_zero3_enabled(),
             skip_logits=not self._is_in_lockstep,
         )
 
