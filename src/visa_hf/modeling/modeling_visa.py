@@ -496,6 +496,13 @@ class VisaForVideoSegmentation(VisaPreTrainedModel, GenerationMixin, VisaAskingM
             )
             states = outputs.last_hidden_state  # (N, S, D)
         logits = None if skip_logits else self.lm_head(slice_logits_to_keep(states, logits_to_keep))
+        if self.config.loss_reduction == "microbatch":
+            num_items_in_batch = num_masks_in_batch = None
+        losses: dict[str, Any] = {}
+        if labels is not None:
+            # Before the masks: ranks of a distributed training meet in the order in which modules ran, and those
+            # without a [SEG] run the mask decoder last.
+            losses["text_loss"] = self._text_loss(states, logits, labels, num_items_in_batch)
 
         # 4) The state that predicted each [SEG] becomes a prompt, and SAM decodes its mask.
         masks: dict[str, Any] = {}
@@ -504,15 +511,10 @@ class VisaForVideoSegmentation(VisaPreTrainedModel, GenerationMixin, VisaAskingM
             check_segs(seg_states, videos, mask_labels)
             masks = self._segment(seg_states, videos, sam_pixel_values, sam_features)
 
-        # 5) Losses.
-        losses: dict[str, Any] = {}
-        if labels is not None or mask_labels is not None:
-            if self.config.loss_reduction == "microbatch":
-                num_items_in_batch = num_masks_in_batch = None
-            if labels is not None:
-                losses["text_loss"] = self._text_loss(states, logits, labels, num_items_in_batch)
-            if mask_labels is not None:
-                losses |= self._mask_losses(masks["mask_logits"], mask_labels, num_masks_in_batch)
+        # 5) Losses of the masks.
+        if mask_labels is not None:
+            losses |= self._mask_losses(masks["mask_logits"], mask_labels, num_masks_in_batch)
+        if losses:
             losses["loss"] = sum(getattr(self.config, f"{name}_weight") * value for name, value in losses.items())
             if self.training and (mask_labels is None or not any(map(len, mask_labels))):
                 losses["loss"] = losses["loss"] + self._idle_mask_loss(states)
