@@ -139,7 +139,7 @@ def read_tracker_recipe(name: str | os.PathLike[str], overrides: Sequence[str] =
             node = file.mapping(sections["arguments"], "`arguments`")[key]
             raise file.error(node, f"`arguments.{key}` does nothing for a tracker. Remove it.")
     evaluation = _evaluation(file, sections)
-    check_evaluation(file, sections, arguments, evaluation)  # type: ignore[arg-type]
+    check_evaluation(file, sections, arguments, evaluation)
     return TrackerRecipe(
         path=file.path,
         schedule=read_section(file, sections, "schedule", ScheduleRecipe),
