@@ -15,11 +15,12 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
+from visa_hf.datasets_scripts.brief import brief
 from visa_hf.datasets_scripts.special_texts import special_texts_in
 from visa_hf.modeling.frame_source_visa import IMAGE_SUFFIXES, image_files_of
 from visa_hf.modeling.video_session_visa import is_blank
 from visa_hf.result_files import read_mask
-from visa_hf.segment_rows import COLUMNS, Fault, brief, rows_of, unknown_column
+from visa_hf.segment_rows import COLUMNS, Fault, rows_of, unknown_column
 
 _MAX_MESSAGES = 20
 # Names of folders on any system: no separators, wildcards or control characters, no dot or blank at either end.

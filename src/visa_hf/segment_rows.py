@@ -13,6 +13,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from visa_hf.datasets_scripts.brief import brief
+
 COLUMNS = (
     "video",
     "query",
@@ -156,9 +158,3 @@ def unknown_column(name: Any) -> str:
     near = get_close_matches(str(name), COLUMNS, n=1)
     hint = f"Did you mean `{near[0]}`?" if near else f"Known are {', '.join(COLUMNS)}."
     return f"{brief(name)} is no column. {hint}"
-
-
-def brief(value: Any) -> str:
-    """Return a value as Python writes it, cut where it is long."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."

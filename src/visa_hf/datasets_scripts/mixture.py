@@ -9,7 +9,7 @@ made in `training_sources`.
 import logging
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from operator import index
@@ -141,6 +141,19 @@ class MixtureConfig:
     def sources(self) -> tuple[SourceConfig, ...]:
         """All sources, group by group."""
         return tuple(source for group in self.groups for source in group.sources)
+
+    def with_folders(self, folders: Collection[str]) -> list[str]:
+        """Return the names of the sources that have a folder: one of their own, or one given.
+
+        Args:
+            folders (collection of `str`): names of sources, data sets or groups whose folder is given.
+        """
+        return [
+            source.name
+            for group in self.groups
+            for source in group.sources
+            if source.data_dir is not None or {source.name, source.dataset, group.name} & set(folders)
+        ]
 
     def probabilities(self, available: Iterable[str] | None = None, *, renormalise: bool = False) -> dict[str, float]:
         """Return the probability of each source that can be drawn, in the order of the file; their sum is 1.

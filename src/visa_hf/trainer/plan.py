@@ -109,7 +109,7 @@ def make_plan(recipe: Recipe, config: VisaConfig, world_size: int = 1) -> Traini
         count = parameter.numel()
         parameters[part] = everything + count, trained + count * parameter.requires_grad
     mixture = recipe.data.mixture
-    at_hand = _sources_at_hand(recipe)
+    at_hand = mixture.with_folders(recipe.data.folders)
     samples = mixture.counts(recipe.schedule.num_draws, at_hand, renormalise=recipe.data.renormalise)
     per_device = recipe.arguments.get("per_device_train_batch_size", 8)
     return TrainingPlan(
@@ -123,16 +123,6 @@ def make_plan(recipe: Recipe, config: VisaConfig, world_size: int = 1) -> Traini
         num_draws=recipe.schedule.num_draws,
         samples=samples,
     )
-
-
-def _sources_at_hand(recipe: Recipe) -> list[str]:
-    """Names of the sources that have a folder."""
-    return [
-        source.name
-        for group in recipe.data.mixture.groups
-        for source in group.sources
-        if source.data_dir is not None or {source.name, source.dataset, group.name} & set(recipe.data.folders)
-    ]
 
 
 def _part_of(name: str) -> str:

@@ -19,17 +19,18 @@ from visa_hf.trainer.lora import TrainingOptions
 from visa_hf.trainer.recipe_sections import (
     BUNDLED_DEEPSPEED,
     check_evaluation,
-    check_folder,
     check_folders,
-    find_recipe,
     make,
+    open_recipe,
     read_arguments,
+    read_evaluation,
     read_fields,
     read_mixture,
     read_section,
+    require_sections,
 )
 from visa_hf.trainer.training_arguments import VisaTrainingArguments
-from visa_hf.yaml_files import YamlFile, nearest
+from visa_hf.yaml_files import nearest
 
 DEEPSPEED = Path(__file__).parent / "deepspeed"
 PRESETS = ("visa_7b", "visa_13b", "tiny")
@@ -274,24 +275,16 @@ def read_recipe(name: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
         ValueError: a key is unknown, a value has a wrong type or range, or a folder does not exist; file and line, or
             the override, are named.
     """
-    file = YamlFile(find_recipe(name))
-    for assignment in overrides:
-        file.override(assignment)
+    file = open_recipe(name, overrides)
     sections = file.mapping(file.root, "the recipe", tuple(f.name for f in fields(Recipe) if f.name not in _OUR_OWN))
-    for needed in ("schedule", "data"):
-        if needed not in sections:
-            raise file.error(file.root, f"the section `{needed}` is missing.")
+    require_sections(file, sections)
     data = dict(read_fields(file, sections["data"], "data", DataRecipe, {"mixture"}))
     data_node = sections["data"]
     given_mixture = file.mapping(data_node, "`data`").get("mixture")
     if given_mixture is not None:
         data["mixture"] = read_mixture(file, given_mixture)
     check_folders(file, data_node, data)
-    evaluation = None
-    if "evaluation" in sections and file.value(sections["evaluation"], "evaluation") is not None:
-        node = sections["evaluation"]
-        evaluation = make(file, node, EvaluationRecipe, read_fields(file, node, "evaluation", EvaluationRecipe))
-        check_folder(file, file.mapping(node, "`evaluation`")["folder"], evaluation.folder)
+    evaluation: EvaluationRecipe | None = read_evaluation(file, sections, EvaluationRecipe)
     arguments_node = sections.get("arguments")
     arguments = {} if arguments_node is None else read_arguments(file, arguments_node)
     check_evaluation(file, sections, arguments, evaluation)

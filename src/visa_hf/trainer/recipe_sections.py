@@ -7,7 +7,7 @@ import math
 import os
 import types
 import typing
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,36 @@ def find_recipe(name: str | os.PathLike[str]) -> Path:
     raise FileNotFoundError(
         f"There is no recipe `{path}`. Give the path of a YAML file, or a bundled one: {', '.join(known)}."
     )
+
+
+def open_recipe(name: str | os.PathLike[str], overrides: Sequence[str] = ()) -> YamlFile:
+    """Open the file of a recipe, and replace the values that `overrides` name, such as `"schedule.epochs=2"`.
+
+    Raises:
+        FileNotFoundError: there is no such recipe.
+        ValueError: it is no YAML, or an override is none; file and line, or the override, are named.
+    """
+    file = YamlFile(find_recipe(name))
+    for assignment in overrides:
+        file.override(assignment)
+    return file
+
+
+def require_sections(file: YamlFile, sections: dict[str, yaml.Node]) -> None:
+    """Refuse a recipe without the sections that every recipe needs."""
+    for needed in ("schedule", "data"):
+        if needed not in sections:
+            raise file.error(file.root, f"the section `{needed}` is missing.")
+
+
+def read_evaluation(file: YamlFile, sections: dict[str, yaml.Node], kind: type) -> Any:
+    """Make the object of the section `evaluation`, whose folder must be there; `None` without one."""
+    node = sections.get("evaluation")
+    if node is None or file.value(node, "evaluation") is None:
+        return None
+    evaluation = read_section(file, sections, "evaluation", kind)
+    check_folder(file, file.mapping(node, "`evaluation`")["folder"], evaluation.folder)
+    return evaluation
 
 
 def read_section(file: YamlFile, sections: dict[str, yaml.Node], name: str, kind: type) -> Any:
@@ -174,14 +204,8 @@ def check_folders(file: YamlFile, node: yaml.Node, data: dict[str, Any]) -> None
         if name not in names:
             raise file.error(folder_node, f"`data.folders` names `{name}`, which is not drawn. {nearest(name, names)}")
         check_folder(file, folder_node, file.text(folder_node, f"data.folders.{name}"))
-    at_hand = [
-        source.name
-        for group in mixture.groups
-        for source in group.sources
-        if source.data_dir is not None or {source.name, source.dataset, group.name} & set(nodes)
-    ]
     try:
-        mixture.probabilities(at_hand, renormalise=data.get("renormalise", False))
+        mixture.probabilities(mixture.with_folders(nodes), renormalise=data.get("renormalise", False))
     except ValueError as error:
         hint = "Name folders in `data.folders`, or with `--override data.folders.NAME=FOLDER`."
         raise file.error(folders_node or node, f"{error} {hint}") from error

@@ -7,7 +7,7 @@ before the model (bad data should cost no minutes of loading).
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from visa_hf.modeling.processing_visa import VisaProcessor
 from visa_hf.trainer.checkpoints import find_last_checkpoint
 from visa_hf.trainer.clip_evaluation import ClipEvaluation, check_weights_are_whole
 from visa_hf.trainer.lora import prepare_for_training, quantization_config
-from visa_hf.trainer.recipe import RANDOM, CommonRecipe, Recipe
+from visa_hf.trainer.recipe import RANDOM, CommonRecipe, DataRecipe, Recipe, ScheduleRecipe
 from visa_hf.trainer.training_arguments import VisaTrainingArguments
 from visa_hf.trainer.visa_trainer import VisaTrainer
 
@@ -190,21 +190,33 @@ def _differences(one: Any, other: Any, name: str = "") -> set[str]:
     return set() if one == other else {name}
 
 
-def _samples(recipe: Recipe, arguments: VisaTrainingArguments) -> tuple[TrainingSamples, TrainingSamples | None]:
-    """Prepare the data sets; return the draws of the training and those of the evaluation."""
-    data = recipe.data
-    options: dict[str, Any] = {"cache_dir": data.cache_dir, "num_proc": data.num_proc, "on_error": data.on_error}
-    with at_place(recipe.place("data")):
-        sources = load_sources(data.mixture, data.folders, renormalise=data.renormalise, **options)
+def loading_options(data: DataRecipe) -> dict[str, Any]:
+    """Return how data sets are prepared, as `load_sources` takes it."""
+    return {"cache_dir": data.cache_dir, "num_proc": data.num_proc, "on_error": data.on_error}
+
+
+def draws_of(
+    data: DataRecipe, schedule: ScheduleRecipe, sources: Mapping[str, Any], arguments: VisaTrainingArguments
+) -> TrainingSamples:
+    """Return all draws of a training from `sources`, by their names."""
     seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
-    train_set = TrainingSamples(
+    return TrainingSamples(
         sources,
         data.mixture,
         seed,
-        recipe.schedule.num_draws,
+        schedule.num_draws,
         on_error=data.on_error,
         renormalise=data.renormalise,
     )
+
+
+def _samples(recipe: Recipe, arguments: VisaTrainingArguments) -> tuple[TrainingSamples, TrainingSamples | None]:
+    """Prepare the data sets; return the draws of the training and those of the evaluation."""
+    data = recipe.data
+    options = loading_options(data)
+    with at_place(recipe.place("data")):
+        sources = load_sources(data.mixture, data.folders, renormalise=data.renormalise, **options)
+    train_set = draws_of(recipe.data, recipe.schedule, sources, arguments)
     if recipe.evaluation is None:
         return train_set, None
     evaluation = recipe.evaluation

@@ -16,14 +16,15 @@ from visa_hf.datasets_scripts.mixture import GroupConfig, MixtureConfig, SourceC
 from visa_hf.trainer.recipe import CommonRecipe, DataRecipe, ScheduleRecipe
 from visa_hf.trainer.recipe_sections import (
     check_evaluation,
-    check_folder,
     check_folders,
-    find_recipe,
     make,
+    open_recipe,
     read_arguments,
+    read_evaluation,
     read_fields,
     read_mixture,
     read_section,
+    require_sections,
 )
 from visa_hf.trainer.tracker_samples import ClipOptions
 from visa_hf.trainer.tracker_trainer import TrackerLosses
@@ -107,7 +108,7 @@ def is_tracker_recipe(name: str | os.PathLike[str], overrides: Sequence[str] = (
     Raises:
         FileNotFoundError, ValueError: as [`read_tracker_recipe`].
     """
-    file = _file(name, overrides)
+    file = open_recipe(name, overrides)
     return any(key.value == "task" for key, _ in file.root.value)
 
 
@@ -123,22 +124,20 @@ def read_tracker_recipe(name: str | os.PathLike[str], overrides: Sequence[str] =
         ValueError: a key is unknown, a value has a wrong type or range, or a folder does not exist; file and line, or
             the override, are named.
     """
-    file = _file(name, overrides)
+    file = open_recipe(name, overrides)
     names = {f.name for f in fields(TrackerRecipe)} - {"path", "content", "places"}
     sections = file.mapping(file.root, "the recipe", {"task", *names})
     task = sections.pop("task", None)
     if task is None or file.text(task, "task") != TASK:
         raise file.error(task or file.root, f"`task` must be `{TASK}`, or be left out in a recipe of a VISA.")
-    for needed in ("schedule", "data"):
-        if needed not in sections:
-            raise file.error(file.root, f"the section `{needed}` is missing.")
+    require_sections(file, sections)
     arguments_node = sections.get("arguments")
     arguments = {} if arguments_node is None else read_arguments(file, arguments_node)
     for key in _NOT_FOR_TRACKERS:
         if key in arguments:
             node = file.mapping(sections["arguments"], "`arguments`")[key]
             raise file.error(node, f"`arguments.{key}` does nothing for a tracker. Remove it.")
-    evaluation = _evaluation(file, sections)
+    evaluation: TrackerEvaluation | None = read_evaluation(file, sections, TrackerEvaluation)
     check_evaluation(file, sections, arguments, evaluation)
     return TrackerRecipe(
         path=file.path,
@@ -154,13 +153,6 @@ def read_tracker_recipe(name: str | os.PathLike[str], overrides: Sequence[str] =
     )
 
 
-def _file(name: str | os.PathLike[str], overrides: Sequence[str]) -> YamlFile:
-    file = YamlFile(find_recipe(name))
-    for assignment in overrides:
-        file.override(assignment)
-    return file
-
-
 def _data(file: YamlFile, node: yaml.Node) -> DataRecipe:
     data = dict(read_fields(file, node, "data", DataRecipe, {"mixture"}))
     mixture = file.mapping(node, "`data`").get("mixture")
@@ -169,12 +161,3 @@ def _data(file: YamlFile, node: yaml.Node) -> DataRecipe:
     data["mixture"] = read_mixture(file, mixture)
     check_folders(file, node, data)
     return make(file, node, DataRecipe, data)
-
-
-def _evaluation(file: YamlFile, sections: dict[str, yaml.Node]) -> TrackerEvaluation | None:
-    node = sections.get("evaluation")
-    if node is None or file.value(node, "evaluation") is None:
-        return None
-    evaluation: TrackerEvaluation = read_section(file, sections, "evaluation", TrackerEvaluation)
-    check_folder(file, file.mapping(node, "`evaluation`")["folder"], evaluation.folder)
-    return evaluation

@@ -18,7 +18,7 @@ from visa_hf.modeling.modeling_xmem import XMemModel
 from visa_hf.modeling.processing_visa import VisaProcessor
 from visa_hf.trainer.checkpoints import find_last_checkpoint, merge_adapter
 from visa_hf.trainer.recipe import RANDOM
-from visa_hf.trainer.run import at_place, claim_folder, require_weights, save_final
+from visa_hf.trainer.run import at_place, claim_folder, draws_of, loading_options, require_weights, save_final
 from visa_hf.trainer.tracker_recipe import TrackerRecipe
 from visa_hf.trainer.tracker_samples import ClipSource, clip_sources
 from visa_hf.trainer.tracker_trainer import TrackedVideos, XMemTrainer
@@ -105,12 +105,7 @@ def make_tracker_plan(recipe: TrackerRecipe, world_size: int = 1) -> TrackerPlan
     for name, parameter in model.named_parameters():
         parameters[_PARTS[name.partition(".")[0]]] += parameter.numel()
     data = recipe.data
-    at_hand = [
-        source.name
-        for group in data.mixture.groups
-        for source in group.sources
-        if source.data_dir is not None or {source.name, source.dataset, group.name} & set(data.folders)
-    ]
+    at_hand = data.mixture.with_folders(data.folders)
     samples = data.mixture.counts(recipe.schedule.num_draws, at_hand, renormalise=data.renormalise)
     return TrackerPlan(parameters, recipe, world_size, accumulation, samples)
 
@@ -194,19 +189,11 @@ def replace_tracker(
 def _samples(recipe: TrackerRecipe, arguments: VisaTrainingArguments) -> tuple[TrainingSamples, TrackedVideos | None]:
     """Prepare the data sets; return the draws of the training and the videos of the evaluation."""
     data = recipe.data
-    options: dict[str, Any] = {"cache_dir": data.cache_dir, "num_proc": data.num_proc, "on_error": data.on_error}
+    options = loading_options(data)
     with at_place(recipe.place("data")):
         loaded = load_sources(data.mixture, data.folders, renormalise=data.renormalise, **options)
         sources = clip_sources(loaded, recipe.clips, recipe.schedule.num_draws)
-    seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
-    train_set = TrainingSamples(
-        sources,
-        data.mixture,
-        seed,
-        recipe.schedule.num_draws,
-        on_error=data.on_error,
-        renormalise=data.renormalise,
-    )
+    train_set = draws_of(data, recipe.schedule, sources, arguments)
     evaluation = recipe.evaluation
     if evaluation is None:
         return train_set, None

@@ -17,8 +17,7 @@ from visa_hf.trainer.tracker_forward import hard_share_at, track_clips, tracking
 from visa_hf.trainer.tracker_samples import ClipCollator, TrackedVideo
 from visa_hf.trainer.tracker_scores import score_tracker
 from visa_hf.trainer.training_arguments import VisaTrainingArguments
-from visa_hf.trainer.visa_trainer import LogBeforeSaveCallback
-from visa_hf.trainer.whole_checkpoints import WholeCheckpointsTrainer
+from visa_hf.trainer.whole_checkpoints import LogBeforeSaveCallback, WholeCheckpointsTrainer
 
 _PARTS = ("ce_loss", "dice_loss")
 

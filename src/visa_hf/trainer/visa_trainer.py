@@ -31,7 +31,7 @@ from visa_hf.trainer.lora import TOWERS, plain_name, trainable_parameters
 from visa_hf.trainer.optimizer import parameter_groups
 from visa_hf.trainer.overlays import Overlay, OverlayCallback, draw_overlay, frame_of
 from visa_hf.trainer.training_arguments import VisaTrainingArguments
-from visa_hf.trainer.whole_checkpoints import WholeCheckpointsTrainer
+from visa_hf.trainer.whole_checkpoints import LogBeforeSaveCallback, WholeCheckpointsTrainer
 
 _PARTS = ("text_loss", "bce_loss", "dice_loss")
 
@@ -360,19 +360,6 @@ class VisaTrainer(WholeCheckpointsTrainer):
         self._parts = torch.zeros_like(self._parts)
         self._num_logged_steps = 0
         return super().train(resume_from_checkpoint, **kwargs)
-
-
-class LogBeforeSaveCallback(TrainerCallback):
-    """Logs at every checkpoint, so that no mean over steps reaches across one: a resumed run logs the same."""
-
-    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> TrainerControl:
-        """Ask for a log where a checkpoint is due."""
-        control.should_log = control.should_log or control.should_save
-        return control
-
-    def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> TrainerControl:
-        """Ask for a log where a checkpoint is due."""
-        return self.on_step_end(args, state, control)
 
 
 class IdleGradientsCallback(TrainerCallback):

@@ -4,7 +4,7 @@ import os
 from typing import Any
 
 from torch import nn
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 from visa_hf.trainer.checkpoints import (
@@ -70,3 +70,16 @@ class WholeCheckpointsTrainer(Trainer):
         if self.args.should_save:
             mark_complete(folder)
             rotate_checkpoints(self._output_dir, limit, self.state.best_model_checkpoint)
+
+
+class LogBeforeSaveCallback(TrainerCallback):
+    """Logs at every checkpoint, so that no mean over steps reaches across one: a resumed run logs the same."""
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> TrainerControl:
+        """Ask for a log where a checkpoint is due."""
+        control.should_log = control.should_log or control.should_save
+        return control
+
+    def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> TrainerControl:
+        """Ask for a log where a checkpoint is due."""
+        return self.on_step_end(args, state, control)
