@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from visa_hf.trainer.tracker_trainer import XMemTrainer
     from visa_hf.trainer.training_arguments import VisaTrainingArguments
     from visa_hf.trainer.visa_trainer import VisaTrainer
+    from visa_hf.trainer.visual_words import VisualWordsTrainer
 
 __all__ = [
     "ClipEvaluation",
@@ -21,6 +22,7 @@ __all__ = [
     "VisaDataCollator",
     "VisaTrainer",
     "VisaTrainingArguments",
+    "VisualWordsTrainer",
     "XMemTrainer",
     "find_last_checkpoint",
     "merge_adapter",
@@ -37,6 +39,7 @@ _MODULES = {
     "tracker_trainer": ["XMemTrainer"],
     "training_arguments": ["VisaTrainingArguments"],
     "visa_trainer": ["VisaTrainer"],
+    "visual_words": ["VisualWordsTrainer"],
 }
 # Where the names that are imported on first use live.
 _LAZY = {name: f"{__name__}.{module}" for module, names in _MODULES.items() for name in names}

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import yaml
 from torch import nn
+from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast, Trainer, set_seed
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
@@ -30,6 +31,7 @@ from visa_hf.trainer.lora import prepare_for_training, quantization_config
 from visa_hf.trainer.recipe import RANDOM, CommonRecipe, DataRecipe, Recipe, ScheduleRecipe
 from visa_hf.trainer.training_arguments import VisaTrainingArguments
 from visa_hf.trainer.visa_trainer import VisaTrainer
+from visa_hf.trainer.visual_words import VisualWordsTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -121,7 +123,8 @@ def run_recipe(recipe: Recipe, output_dir: str | os.PathLike[str]) -> Path:
     model, processor = _model(recipe, arguments, output)
     prepared = prepare_for_training(model, recipe.trained)
     # 4) training
-    trainer = VisaTrainer(
+    make_trainer = VisualWordsTrainer if arguments.objective == "visual_words" else VisaTrainer
+    trainer = make_trainer(
         prepared, arguments, processor, train_dataset=train_set, eval_dataset=eval_set, clip_evaluation=clips
     )
     last = find_last_checkpoint(output)
@@ -298,6 +301,7 @@ def _make_base(recipe: Recipe, folder: Path, seed: int) -> None:
     temporary.rename(folder)
 
 
+@torch.no_grad()
 def _draw_weights(model: VisaForVideoSegmentation) -> None:
     """Draw the weights of a training from nothing so that every layer passes on as much as it gets.
 
@@ -310,3 +314,18 @@ def _draw_weights(model: VisaForVideoSegmentation) -> None:
         elif isinstance(module, nn.ConvTranspose2d):
             # Its kernels do not overlap, so an output hears of each input channel once.
             nn.init.normal_(module.weight, std=module.in_channels**-0.5)
+    positions = model.model.vision_tower.get_submodule("embeddings").position_embedding.weight
+    positions[1:] = _waves(*positions[1:].shape)
+
+
+def _waves(num_patches: int, num_channels: int) -> torch.Tensor:
+    """Sines and cosines of the row and the column of each patch, (patches, channels), half as large as patches.
+
+    From noise a small tower would long know only what is in its patches and not how they lie to each other.
+    """
+    side = round(num_patches**0.5)
+    frequencies = 1.5 * 100 ** (-torch.arange(num_channels // 4) / (num_channels // 4))
+    row, column = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    angles = [place.flatten()[:, None] * frequencies for place in (column, row)]
+    waves = torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], dim=1)
+    return 0.7 * F.pad(waves, (0, num_channels - waves.shape[1]))

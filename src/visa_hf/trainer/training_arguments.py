@@ -16,12 +16,13 @@ from transformers import TrainingArguments
 # Arguments, and accelerate's environment variables, that split the model between processes.
 _SHARDING = ("fsdp", "fsdp_config", "parallelism_config")
 _SHARDING_VARIABLES = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_MEGATRON_LM", "ACCELERATE_USE_PARALLELISM_CONFIG")
+OBJECTIVES = ("answers", "visual_words")
 _TORCHRUN = "Start one process per GPU instead: `torchrun --nproc_per_node=NUM_GPUS ...`."
 
 
 @dataclass
 class VisaTrainingArguments(TrainingArguments):
-    """Arguments of [`VisaTrainer`]: those of `transformers.TrainingArguments`, and two more.
+    """Arguments of [`VisaTrainer`]: those of `transformers.TrainingArguments`, and a few more.
 
     Changed defaults: AdamW with betas 0.9 and 0.95, learning rate 2e-5 with a cosine, no weight decay, gradient clip
     1.0; draws in order, since their order is random already; all columns kept.
@@ -34,6 +35,9 @@ class VisaTrainingArguments(TrainingArguments):
         pack_conversations (`bool`, defaults to `True`): let the language model read what the conversations of one
             sample begin with, the frames above all, once. The same losses up to rounding (LoRA's dropout draws other
             numbers), faster; without effect on attention other than SDPA and eager, and under ZeRO-3.
+        objective (`str`, defaults to `"answers"`): `"answers"` trains the model to answer and to mask;
+            `"visual_words"` its visual tower alone to see the words of answers, for trainings from nothing
+            ([`VisualWordsTrainer`]).
         num_overlays (`int`, defaults to 4): pictures of the target frame, its true and its predicted masks that each
             evaluation sends to TensorBoard and the other trackers of `report_to`.
 
@@ -48,6 +52,9 @@ class VisaTrainingArguments(TrainingArguments):
     )
     pack_conversations: bool = field(
         default=True, metadata={"help": "Read the common beginning of a sample's conversations once."}
+    )
+    objective: str = field(
+        default="answers", metadata={"help": "answers, or visual_words: the visual tower alone, before the rest."}
     )
     num_overlays: int = field(default=4, metadata={"help": "Pictures that each evaluation logs."})
 
@@ -77,6 +84,8 @@ class VisaTrainingArguments(TrainingArguments):
         self._check_batches()
         self._check_checkpoints()
         self.learning_rates = _checked_learning_rates(self.learning_rates)
+        if self.objective not in OBJECTIVES:
+            raise ValueError(f"`objective` is {self.objective!r} but must be one of {', '.join(OBJECTIVES)}.")
         if self.num_overlays < 0:
             raise ValueError(f"`num_overlays` is {self.num_overlays} but must be at least 0.")
 
