@@ -25,8 +25,9 @@ class VisualWordsTrainer(VisaTrainer):
     """Trains visual tower, projector and head of the language model, with `args.objective` "visual_words".
 
     The loss of a mask is the mean, over the different words of its answer, of the negative log-likelihood of the word
-    given the mask's patches; that of a step is the mean over its masks. Masks that cover no patch of what the tower
-    sees, and answers without a word, count as 0. Logs hold it as `loss` and `text_loss`. Target frames alone are seen.
+    given the mask's patches; a word weighs the more, the fewer answers of the batch have it, so that "it is the" weighs
+    nothing. That of a step is the mean over its masks. Masks that cover no patch of what the tower sees, and answers
+    without a word of their own, count as 0. Logs hold it as `loss` and `text_loss`. Target frames alone are seen.
 
     Args:
         As of [`VisaTrainer`].
@@ -81,17 +82,24 @@ class VisualWordsTrainer(VisaTrainer):
 
 
 def bag_of_words_losses(logits: Tensor, words: Sequence[Tensor]) -> Tensor:
-    """Mean negative log-likelihood of the words of each row.
+    """Mean negative log-likelihood of the words of each row, weighted by how telling they are.
+
+    The weight of a word is log(rows with words / rows with this word) (inverse document frequency).
 
     Args:
         logits (`torch.Tensor` of shape `(M, V)`): scores of the vocabulary.
-        words (list of M `torch.Tensor`, int64): different words of each row, in [0, V); none makes a loss of 0.
+        words (list of M `torch.Tensor`, int64): different words of each row, in [0, V).
 
     Returns:
-        `torch.Tensor` of shape `(M,)`, float32.
+        `torch.Tensor` of shape `(M,)`, float32; 0 for rows without a word that others lack.
     """
+    is_said = torch.zeros(logits.shape, device=logits.device)
+    for row, said in zip(is_said, words, strict=True):
+        row[said] = 1
+    num_rows = is_said.any(dim=1).sum()
+    weights = is_said * (num_rows / is_said.sum(dim=0).clamp(min=1)).log().clamp(min=0)
     surprise = -F.log_softmax(logits.float(), dim=-1)
-    return torch.stack([row[said].sum() / max(len(said), 1) for row, said in zip(surprise, words, strict=True)])
+    return (weights * surprise).sum(dim=1) / weights.sum(dim=1).clamp(min=1e-6)
 
 
 def patch_shares(masks: Tensor, image_processor: Any, side: int) -> Tensor:
