@@ -244,3 +244,32 @@ def test_a_killed_training_continues(write, finished, tmp_path):
     assert not (tmp_path / "out" / "final").exists()
     assert train(recipe, "-o", tmp_path / "out") == 0
     assert losses(tmp_path / "out" / "checkpoint-4") == losses(finished / "checkpoint-4")
+
+
+def test_parts_of_another_model_are_taken(finished, world, cache, tmp_path):
+    """Here the tower of a model that began with another seed; it stays as it is, since it is not trained."""
+    changes = {
+        "model__parts": {"vision_tower": str(finished / "base")},
+        "trained__language_model": "full",
+        "arguments__seed": 6,
+        "schedule__steps_per_epoch": 1,
+    }
+    assert train(write_recipe(tmp_path / "recipe.yaml", world, cache, changes), "-o", tmp_path / "out") == 0
+    given, base, made = (
+        AutoModel.from_pretrained(folder).model.vision_tower.state_dict()
+        for folder in (finished / "base", tmp_path / "out" / "base", tmp_path / "out" / "final")
+    )
+    assert all(torch.equal(made[name], given[name]) for name in given)
+    assert not all(torch.equal(base[name], given[name]) for name in given)
+
+
+def test_parts_of_another_size_are_refused(finished, world, cache, tmp_path, capsys):
+    vision = {"hidden_size": 48, "intermediate_size": 48, "num_attention_heads": 4, "image_size": 64, "patch_size": 16}
+    changes = {
+        "model__options": {"tracker_config": None, "vision_config": vision},
+        "model__parts": {"vision_tower": str(finished / "base")},
+        "trained__language_model": "full",
+    }
+    assert train(write_recipe(tmp_path / "recipe.yaml", world, cache, changes), "-o", tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert "`parts`: the `vision_tower` of" in error and "is of another size or kind than the model's" in error

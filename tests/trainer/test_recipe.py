@@ -172,6 +172,19 @@ def test_an_evaluation_samples_as_it_says_and_never_from_other_videos(write):
 
 
 @pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ("{tracker: x}", "`parts` names 'tracker' but knows only 'vision_tower', 'mm_projector', 'sam'."),
+        ("{sam: 3}", "`parts` gives 'sam' 3, but the folder of a VISA is needed."),
+        ("{sam: x}", "`model.parts` are given for a training with LoRA, whose adapter would be folded into a model"),
+    ],
+)
+def test_bad_parts_are_named(write, parts, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        read_recipe(write(), [f"model.parts={parts}"])
+
+
+@pytest.mark.parametrize(
     ("assignment", "message"),
     [
         ("arguments.learning_rat=1", "--override arguments.learning_rat=1: `arguments` has the unknown key"),

@@ -15,7 +15,7 @@ from visa_hf.datasets_scripts.known_datasets import KNOWN_DATASETS
 from visa_hf.datasets_scripts.mixture import GroupConfig, MixtureConfig, SourceConfig
 from visa_hf.datasets_scripts.sampling import SamplingRecipe
 from visa_hf.evaluation.benchmarks import BENCHMARKS
-from visa_hf.trainer.lora import TrainingOptions
+from visa_hf.trainer.lora import TOWERS, TrainingOptions
 from visa_hf.trainer.recipe_sections import (
     BUNDLED_DEEPSPEED,
     check_evaluation,
@@ -47,6 +47,8 @@ class ModelRecipe:
             plan is made for as long as there are no weights.
         weights (`str`, *optional*): folder or Hub id for `from_pretrained` (a converted Chat-UniVi with SAM, a
             published VISA, or one of yours), or `"random"` to begin from nothing.
+        parts (`dict[str, str]`): `vision_tower`, `mm_projector` or `sam` (its image encoder) -> folder or Hub id of
+            another VISA, whose weights of that part are taken instead.
         options (`dict`): fields of `VisaConfig` that differ from the checkpoint's or the preset's, such as weights of
             losses.
         tokenizer (`str`, *optional*): folder or Hub id of the tokenizer of a training from nothing; by default the
@@ -58,6 +60,7 @@ class ModelRecipe:
 
     preset: str = "visa_7b"
     weights: str | None = None
+    parts: dict = field(default_factory=dict)
     options: dict = field(default_factory=dict)
     tokenizer: str | None = None
     dtype: str = "auto"
@@ -68,6 +71,11 @@ class ModelRecipe:
             raise ValueError(f"`preset` is {self.preset!r} but must be one of {', '.join(PRESETS)}.")
         if self.dtype not in ("auto", "float32", "bfloat16"):
             raise ValueError(f"`dtype` is {self.dtype!r} but must be auto, float32 or bfloat16.")
+        for part, folder in self.parts.items():
+            if part not in TOWERS:
+                raise ValueError(f"`parts` names {part!r} but knows only {', '.join(map(repr, TOWERS))}.")
+            if not isinstance(folder, str):
+                raise ValueError(f"`parts` gives {part!r} {folder!r}, but the folder of a VISA is needed.")
 
 
 @dataclass(frozen=True)
@@ -288,10 +296,18 @@ def read_recipe(name: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     arguments_node = sections.get("arguments")
     arguments = {} if arguments_node is None else read_arguments(file, arguments_node)
     check_evaluation(file, sections, arguments, evaluation)
+    model: ModelRecipe = read_section(file, sections, "model", ModelRecipe)
+    trained: TrainingOptions = read_section(file, sections, "trained", TrainingOptions)
+    if model.parts and trained.language_model == "lora":
+        raise file.error(
+            file.mapping(sections["model"], "`model`")["parts"],
+            "`model.parts` are given for a training with LoRA, whose adapter would be folded into a model without "
+            "them. Set `trained.language_model` to full or frozen, or save a model with these parts first.",
+        )
     return Recipe(
         path=file.path,
-        model=read_section(file, sections, "model", ModelRecipe),
-        trained=read_section(file, sections, "trained", TrainingOptions),
+        model=model,
+        trained=trained,
         data=make(file, data_node, DataRecipe, data),
         schedule=read_section(file, sections, "schedule", ScheduleRecipe),
         evaluation=evaluation,

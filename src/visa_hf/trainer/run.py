@@ -17,6 +17,7 @@ import yaml
 from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast, Trainer, set_seed
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
 from visa_hf.datasets_scripts.mixture import TrainingSamples
@@ -27,7 +28,7 @@ from visa_hf.modeling.modeling_visa import VisaForVideoSegmentation
 from visa_hf.modeling.processing_visa import VisaProcessor
 from visa_hf.trainer.checkpoints import find_last_checkpoint
 from visa_hf.trainer.clip_evaluation import ClipEvaluation, check_weights_are_whole
-from visa_hf.trainer.lora import prepare_for_training, quantization_config
+from visa_hf.trainer.lora import TOWERS, prepare_for_training, quantization_config
 from visa_hf.trainer.recipe import RANDOM, CommonRecipe, DataRecipe, Recipe, ScheduleRecipe
 from visa_hf.trainer.training_arguments import VisaTrainingArguments
 from visa_hf.trainer.visa_trainer import VisaTrainer
@@ -271,7 +272,27 @@ def _model(
         **({} if config is None else {"config": config}),
         **placement,
     )
+    _take_parts(model, recipe)
     return model, VisaProcessor.from_pretrained(weights)
+
+
+def _take_parts(model: VisaForVideoSegmentation, recipe: Recipe) -> None:
+    """Replace the weights of some parts by those of other models."""
+    if recipe.model.parts and is_deepspeed_zero3_enabled():
+        raise ValueError(
+            f"{recipe.place('model')}: `parts` are given under ZeRO-3, which splits weights before they can be "
+            "replaced. Take ZeRO-2, or save a model with these parts first."
+        )
+    for part, folder in recipe.model.parts.items():
+        other = VisaForVideoSegmentation.from_pretrained(folder, dtype=model.dtype)
+        name = TOWERS[part]
+        try:
+            model.get_submodule(name).load_state_dict(other.get_submodule(name).state_dict())
+        except RuntimeError as error:
+            raise ValueError(
+                f"{recipe.place('model')}: `parts`: the `{part}` of `{folder}` is of another size or kind than the "
+                f"model's: {error}"
+            ) from error
 
 
 @contextmanager
