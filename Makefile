@@ -11,13 +11,13 @@ $(READY): setup.cfg pyproject.toml constraints.txt
 	$(VENV)/bin/python -m pip install --quiet -c constraints.txt -e ".[demo,test,dev]"
 	touch $(READY)
 
-# A real clip, a sentence, masks on every frame: look at demo_output/overlay.mp4.
+# A clip of moving shapes, three sentences, masks on every frame: look at demo_output/overlay.mp4.
 demo: $(READY)
-	$(VENV)/bin/visa segment "$$($(VENV)/bin/python examples/demo_clip.py)" "which animal is about to come out of its burrow?" \
-		-o demo_output --overwrite
+	$(VENV)/bin/visa segment src/visa_hf/assets/clip.mp4 "the green shape" "the shape that would need the least paint" \
+		"the green shape moving right" -o demo_output --overwrite
 
 test: $(READY)
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 check: $(READY)
 	$(VENV)/bin/ruff format --check .

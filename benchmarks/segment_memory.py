@@ -2,8 +2,8 @@
 
     python benchmarks/segment_memory.py [--short 200] [--long 2000]
 
-Each clip is segmented in a process of its own, with the random demo model, and the peak of its resident memory is read
-from the operating system. What may grow are the packed masks and the times of the frames.
+Each clip is segmented in a process of its own, with a random model that answers anything with a mask, and the peak of
+its resident memory is read from the operating system. What may grow are the packed masks and the times of the frames.
 """
 
 import argparse
@@ -16,6 +16,8 @@ from pathlib import Path
 
 import av
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 HEIGHT, WIDTH = 240, 432
 
@@ -38,8 +40,8 @@ def write_clip(path: Path, num_frames: int) -> None:
 
 def segment_once(path: str) -> None:
     """Segment a clip and print the peak of this process's memory in MiB, the seconds taken, and the masks' bytes."""
+    from tests.random_model import make_demo_model
     from visa_hf import segment
-    from visa_hf.demo import make_demo_model
 
     model, processor = make_demo_model()
     began = time.monotonic()

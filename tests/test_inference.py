@@ -17,8 +17,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from tests.media import cut_off, test_frame, write_constant_rate, write_folder, write_video
+from tests.random_model import ANSWER, build_demo_checkpoint, make_demo_model
 from visa_hf import VisaVideoSession, segment
-from visa_hf.demo import ANSWER, build_demo_checkpoint, make_demo_model
+from visa_hf.bundled import BUNDLED_MODEL
 from visa_hf.inference import check_before_loading, load_model, resolve_device, resolve_dtype
 
 
@@ -242,12 +243,15 @@ def test_a_saved_checkpoint_gives_the_same_as_the_model(ask, checkpoint, tiny_cl
     assert segment(tiny_clip, "it", model=model) == loaded
 
 
-def test_without_a_model_the_demo_says_that_it_is_one(ask, tiny_clip, caplog):
+def test_without_a_model_the_bundled_one_is_used_and_says_so(tiny_clip, caplog):
     with caplog.at_level(logging.WARNING, logger="visa_hf.inference"):
-        result = segment(tiny_clip, "it", device="cpu")
+        result = segment(tiny_clip, "the red circle", device="cpu")
     (record,) = caplog.records
-    assert "small random demo model, whose masks mean nothing" in record.getMessage()
-    assert result == ask(tiny_clip, "it")
+    assert record.getMessage() == (
+        "No `model` was given: using the small bundled one, which knows drawn shapes only, not real videos. Give a "
+        "checkpoint's folder or Hub id for those."
+    )
+    assert result == segment(tiny_clip, "the red circle", model=BUNDLED_MODEL, dtype="float32", device="cpu")
 
 
 def test_the_demo_model_leaves_the_random_state_alone():

@@ -17,8 +17,8 @@ import pytest
 from PIL import Image
 
 from tests.media import cut_off, write_constant_rate, write_folder
+from tests.random_model import build_demo_checkpoint, make_demo_model
 from visa_hf import result_files, segment, segment_many
-from visa_hf.demo import build_demo_checkpoint, make_demo_model
 from visa_hf.modeling.frame_samplers_visa import PercentagesFrameSampler
 from visa_hf.rle import decode_mask
 from visa_hf.segment_many import segment_videos
@@ -221,7 +221,7 @@ def test_a_killed_process_leaves_what_the_next_run_clears(run, world, whole, tmp
     script = f"""
 import sys, time
 from visa_hf import result_files
-from visa_hf.demo import make_demo_model
+from tests.random_model import make_demo_model
 from visa_hf.segment_many import segment_videos
 real = result_files.save_palette_png
 def wait(path, labels):

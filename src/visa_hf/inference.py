@@ -29,7 +29,7 @@ from safetensors import SafetensorError
 from tqdm import tqdm  # type: ignore[import-untyped]
 from transformers import PreTrainedModel
 
-from visa_hf.demo import make_demo_model
+from visa_hf.bundled import BUNDLED_MODEL, BUNDLED_NOTICE
 from visa_hf.modeling.frame_samplers_visa import FrameSampler
 from visa_hf.modeling.modeling_visa import VisaForVideoSegmentation
 from visa_hf.modeling.outputs_visa import PackedFrame, VideoFrameOutput, VideoSegmentation
@@ -40,10 +40,6 @@ from visa_hf.modeling.video_session_visa import DEFAULT_MAX_FRAMES, VisaVideoSes
 logger = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-DEMO_NOTICE = (
-    "No `model` was given: using the small random demo model, whose masks mean nothing. "
-    "Give a checkpoint's folder or Hub id for real ones."
-)
 _WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin")
 _PROCESSOR_FILES = ("processor_config.json", "tokenizer.json", "tokenizer_config.json")
 _HUB_TIMEOUT = 5.0  # seconds until the Hub counts as out of reach
@@ -80,8 +76,8 @@ def segment(
             `(T, H, W, 3)`; or a list of images.
         query (`str` or `Sequence[str]`): what to segment. Several queries give a list of results, each the same as if
             asked alone. It may be left out with a `first_mask`.
-        model (path, Hub id or `VisaForVideoSegmentation`, *optional*): the checkpoint. Without one a small random
-            demo model is used, whose masks mean nothing. A loaded model is put into evaluation mode, and moved if
+        model (path, Hub id or `VisaForVideoSegmentation`, *optional*): the checkpoint. Without one the bundled
+            model is used, which knows drawn shapes only. A loaded model is put into evaluation mode, and moved if
             `device` or `dtype` say so.
         processor (`VisaProcessor`, *optional*): the checkpoint's own by default.
         target_frame (`int`, *optional*): frame that the model segments, counted in the whole video; the middle one by
@@ -192,7 +188,8 @@ def load_model(
     """Load a model and its processor, ready to segment.
 
     Args:
-        model: folder, Hub id, loaded model, or `None` for the random demo model.
+        model: folder, Hub id, loaded model, or `None` for the bundled model, which is loaded as
+            float32.
         processor (`VisaProcessor`, *optional*): the checkpoint's own by default.
         device, dtype: as in `segment`.
 
@@ -210,9 +207,10 @@ def load_model(
     torch_device, torch_dtype = resolve_device(device), resolve_dtype(dtype)
     loaded: Any
     if model is None:
-        logger.warning(DEMO_NOTICE)
-        loaded, demo_processor = make_demo_model()
-        processor = processor or demo_processor
+        logger.warning(BUNDLED_NOTICE)
+        # Its weights are kept in half precision to be small; it is quick enough to compute in single.
+        loaded = _load_network(str(BUNDLED_MODEL), torch_dtype or torch.float32)
+        processor = processor or _load_processor(str(BUNDLED_MODEL))
     elif isinstance(model, str | os.PathLike):
         name = _checked_checkpoint(model, needs_processor=processor is None)
         loaded = _load_network(name, "auto" if torch_dtype is None else torch_dtype)

@@ -28,8 +28,8 @@ from tests.datasets_scripts.trees import (
     write_revos,
 )
 from tests.evaluation.worlds import truths, write_predictions
+from tests.random_model import build_demo_checkpoint
 from visa_hf import cli
-from visa_hf.demo import build_demo_checkpoint
 from visa_hf.evaluation import predict as predicting
 from visa_hf.evaluation.benchmarks import open_benchmark
 from visa_hf.inference import load_model

@@ -15,9 +15,9 @@ import pytest
 from PIL import Image
 
 from tests.media import read_code, test_frame, write_constant_rate, write_folder, write_variable_rate, write_video
+from tests.random_model import build_demo_checkpoint, make_demo_model
 from visa_hf import cli, result_files, segment
 from visa_hf.commands import segment as command
-from visa_hf.demo import build_demo_checkpoint, make_demo_model
 from visa_hf.modeling.frame_source_visa import open_frames
 from visa_hf.rle import decode_mask
 
@@ -450,12 +450,17 @@ def test_interruption_ends_with_130_and_leaves_nothing_behind(tmp_path, sent):
     video = write_video(tmp_path / "clip.mp4", 1000)
     work = tmp_path / "work"
     work.mkdir()
+    mask = np.zeros((64, 96), dtype=np.uint8)
+    mask[16:48, 24:72] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
     process = subprocess.Popen(
-        [sys.executable, "-m", "visa_hf", "segment", video, "it", "-o", work / "out", "--target-frame", "0"],
+        [sys.executable, "-m", "visa_hf", "segment", video, "-o", work / "out", "--first-mask", tmp_path / "mask.png"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
+        # What is started in the background of a shell ignores Ctrl-C, and so would this.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     deadline = time.monotonic() + 120
     while not any(path.suffix == ".png" for path in work.rglob("*")):

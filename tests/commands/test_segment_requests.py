@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from tests.media import write_constant_rate, write_folder
+from tests.random_model import make_demo_model
 from visa_hf import cli, result_files, segment_many
 from visa_hf.commands import segment as command
-from visa_hf.demo import make_demo_model
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from PIL import Image
 
 from tests.evaluation.worlds import expression_row, revos_set, write_frames
 from tests.media import write_video
-from visa_hf.demo import build_demo_checkpoint
+from tests.random_model import build_demo_checkpoint
 from visa_hf.evaluation import predict as module
 from visa_hf.evaluation.benchmarks import BENCHMARKS, EvaluationSet
 from visa_hf.evaluation.predict import PredictionOptions, predict

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from tests.evaluation.worlds import SIZE, expression_row, masks_row, revos_set, square, write_frames
+from tests.random_model import build_demo_checkpoint
 from visa_hf.commands import evaluate as command
-from visa_hf.demo import build_demo_checkpoint
 from visa_hf.evaluation.benchmarks import BENCHMARKS, EvaluationSet
 from visa_hf.evaluation.predict import PredictionOptions, predict
 from visa_hf.evaluation.targets import NAMES, OracleFrameSampler, TargetChoice

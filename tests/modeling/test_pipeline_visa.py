@@ -15,8 +15,8 @@ from transformers import AutoConfig, pipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
 from tests.media import test_frame
+from tests.random_model import ANSWER, build_demo_checkpoint, make_demo_model
 from visa_hf import VisaForVideoSegmentation, segment
-from visa_hf.demo import ANSWER, build_demo_checkpoint, make_demo_model
 from visa_hf.modeling.pipeline_visa import CUSTOM_PIPELINES, LazyMasks, VisaPipeline
 
 TASK = "reasoning-video-segmentation"

@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
+from tests.random_model import make_demo_model
 from tests.trainer.training import tiny_processor
 from visa_hf import VisaForVideoSegmentation
 from visa_hf.datasets_scripts.mixture import TrainingSamples
 from visa_hf.datasets_scripts.synthetic import ClipOptions, write_dataset
 from visa_hf.datasets_scripts.training_sources import load_sources
-from visa_hf.demo import make_demo_model
 from visa_hf.evaluation.benchmarks import open_benchmark
 from visa_hf.trainer import TrainingOptions, VisaTrainer, VisaTrainingArguments, prepare_for_training
 from visa_hf.trainer.clip_evaluation import ClipEvaluation

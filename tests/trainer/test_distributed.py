@@ -217,7 +217,7 @@ def test_the_whole_model_that_visa_train_leaves_under_zero_is_that_of_one_proces
     with torch.no_grad():
         ours, checkpoint, theirs, base = ([float(loaded(one)(**batch)[part]) for part in PARTS] for one in folders)
     assert ours == checkpoint == pytest.approx(theirs, abs=1e-4)
-    assert abs(ours[0] - base[0]) > 0.01
+    assert abs(ours[0] - base[0]) > 1e-3  # it learnt, far more than the tolerance
 
 
 def test_the_adapter_that_visa_train_leaves_under_zero_3_is_merged(runs, full_alone, tmp_path):

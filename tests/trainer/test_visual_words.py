@@ -17,7 +17,9 @@ OPTIONS = {
 }
 
 
-def make_words_trainer(folder, *, kinds=("masks", "one", "no_seg", "text"), num_samples=4, options=OPTIONS, **settings):
+def make_words_trainer(
+    folder, *, kinds=("masks", "one", "no_seg", "text"), num_samples=4, options=OPTIONS, **settings
+):
     eval_dataset = settings.pop("eval_dataset", None)
     arguments = {
         "objective": "visual_words",
@@ -108,9 +110,7 @@ def test_only_tower_projector_and_head_move_and_the_loss_falls(tmp_path):
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     trainer.train()
     moved = {name for name, value in trainer.model.state_dict().items() if not torch.equal(value, before[name])}
-    assert moved and all(
-        name.startswith(("model.vision_tower.", "model.mm_projector.", "lm_head.")) for name in moved
-    )
+    assert moved and all(name.startswith(("model.vision_tower.", "model.mm_projector.", "lm_head.")) for name in moved)
     losses = [loss for (loss,) in logged(trainer, "loss")]
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
 

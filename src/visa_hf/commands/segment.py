@@ -64,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "requests or settings",
     )
     parser.add_argument(
-        "--model", help="folder or Hub id of a checkpoint (default: a random demo, which means nothing)"
+        "--model", help="folder or Hub id of a checkpoint (default: the bundled one, for drawn shapes)"
     )
     parser.add_argument("--device", default="auto", help="cpu, cuda, mps or auto (default)")
     parser.add_argument("--dtype", choices=sorted(DTYPES), help="number format (default: that of the checkpoint)")

@@ -1,4 +1,4 @@
-"""Visual words: a first training in which the visual tower learns to see what answers say, without language model or SAM.
+"""Visual words: a first training of the visual tower alone, in which it learns to see what answers say.
 
 The published system begins with CLIP, which has learnt from captions. A model that begins from nothing has to see
 before it can be told about it: the patches inside a mask, averaged and projected as the language model would get
@@ -25,9 +25,10 @@ class VisualWordsTrainer(VisaTrainer):
     """Trains visual tower, projector and head of the language model, with `args.objective` "visual_words".
 
     The loss of a mask is the mean, over the different words of its answer, of the negative log-likelihood of the word
-    given the mask's patches; a word weighs the more, the fewer answers of the batch have it, so that "it is the" weighs
-    nothing. That of a step is the mean over its masks. Masks that cover no patch of what the tower sees, and answers
-    without a word of their own, count as 0. Logs hold it as `loss` and `text_loss`. Target frames alone are seen.
+    given the mask's patches; a word weighs the more, the fewer answers of the batch have it, so that "it is the"
+    weighs nothing. That of a step is the mean over its masks. Masks that cover no patch of what the tower sees, and
+    answers without a word of their own, count as 0. Logs hold it as `loss` and `text_loss`. Target frames alone are
+    seen.
 
     Args:
         As of [`VisaTrainer`].
@@ -54,8 +55,8 @@ class VisualWordsTrainer(VisaTrainer):
     ) -> VisaOutput:
         """Return the loss; `num_masks` is the step's, `None` for the micro-batch's own."""
         losses = self._mask_losses(inputs)
-        loss = losses.sum() / (max(len(losses), 1) if num_masks is None else num_masks.clamp(min=1))
-        nothing = torch.zeros_like(loss)
+        loss: Any = losses.sum() / (max(len(losses), 1) if num_masks is None else num_masks.clamp(min=1))
+        nothing: Any = torch.zeros_like(loss)
         return VisaOutput(loss=loss, text_loss=loss, bce_loss=nothing, dice_loss=nothing)
 
     def _mask_losses(self, inputs: dict[str, Any]) -> Tensor:

@@ -1,4 +1,4 @@
-"""A small random model that runs everything and means nothing, for trying out the program without a checkpoint.
+"""A small random model that runs everything and means nothing: quick, and its answer is always the same.
 
 Its weights are drawn from a fixed seed. So that there is something to draw, they are then bent: the answer is always
 "It is [SEG].", and masks on target frames are blobs of about half the picture. Nothing is learnt from anything.
@@ -14,12 +14,13 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast
 
+import visa_hf
 from visa_hf.modeling.configuration_visa import VisaConfig
 from visa_hf.modeling.modeling_visa import VisaForVideoSegmentation
 from visa_hf.modeling.processing_visa import VisaProcessor
 
 ANSWER = "It is [SEG]."
-_TOKENIZER = Path(__file__).parent / "assets" / "tokenizer"
+_TOKENIZER = Path(visa_hf.__file__).parent / "assets" / "tokenizer"
 _SEED = 6
 
 

@@ -1,0 +1,68 @@
+"""Put a trained VISA and its tracker into the package, as the model that is used when none is given.
+
+    python examples/bundle_model.py VISA TRACKER --log words=WORDS/checkpoint-2500
+
+VISA and TRACKER are `final` folders, or checkpoints, of `visa train`. Weights are rounded to float16. The code that a
+folder for the Hub carries is left out, since the package has it; the model card stays as it is. What the trainings
+logged is read from their last checkpoints and kept in training_log.jsonl.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from visa_hf.bundled import BUNDLED_MODEL
+from visa_hf.trainer.tracker_run import replace_tracker
+
+# Of config files: where a Hub repository's code would be.
+_CODE = ("auto_map", "custom_pipelines")
+_LARGEST = 16 * 2**20
+
+
+def main() -> None:
+    """Read the arguments and write the folder."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("visa", metavar="VISA", type=Path)
+    parser.add_argument("tracker", metavar="TRACKER", type=Path)
+    parser.add_argument("--log", metavar="NAME=CHECKPOINT", nargs="*", default=[])
+    args = parser.parse_args()
+    log = [row for given in args.log for row in _logged(*given.split("=", 1))]
+    with tempfile.TemporaryDirectory() as temporary:
+        made = Path(temporary) / "made"
+        replace_tracker(args.visa, args.tracker, made, dtype=torch.float16)
+        for code in made.glob("*.py"):
+            code.unlink()
+        for file in made.glob("*config.json"):
+            file.write_text(json.dumps(_without_code(json.loads(file.read_text())), indent=2) + "\n")
+        size = sum(file.stat().st_size for file in made.iterdir())
+        if size > _LARGEST:
+            raise SystemExit(f"The folder takes {size / 2**20:.1f} MiB, but a package should carry 16 at most.")
+        BUNDLED_MODEL.mkdir(parents=True, exist_ok=True)
+        for file in made.iterdir():
+            shutil.copyfile(file, BUNDLED_MODEL / file.name)
+    if log:
+        (BUNDLED_MODEL / "training_log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in log))
+    sys.stdout.write(f"wrote {BUNDLED_MODEL}, {size / 2**20:.1f} MiB\n")
+
+
+def _logged(name: str, checkpoint: str) -> list[dict[str, Any]]:
+    """Return what a training has logged up to a checkpoint, in order."""
+    state = json.loads((Path(checkpoint) / "trainer_state.json").read_text())
+    return [{"training": name, **row} for row in state["log_history"]]
+
+
+def _without_code(content: Any) -> Any:
+    """Leave out, at every depth, where the code is."""
+    if not isinstance(content, dict):
+        return content
+    return {name: _without_code(value) for name, value in content.items() if name not in _CODE}
+
+
+if __name__ == "__main__":
+    main()
