@@ -64,7 +64,7 @@ class VisualWordsTrainer(VisaTrainer):
         network, processor = self._base.model, self.processing_class
         videos = inputs["conversation_to_video"].tolist()
         last_frames = inputs["num_frames"].cumsum(0) - 1  # the target is the last frame of its video
-        patches = network.get_image_features(inputs["pixel_values"]).last_hidden_state[last_frames]
+        patches = network.get_image_features(inputs["pixel_values"][last_frames]).last_hidden_state
         side = round(patches.shape[1] ** 0.5)
         rows: list[Tensor] = []
         words: list[Tensor] = []
