@@ -342,7 +342,7 @@ def _draw_weights(model: VisaForVideoSegmentation) -> None:
 def _waves(num_patches: int, num_channels: int) -> torch.Tensor:
     """Sines and cosines of the row and the column of each patch, (patches, channels), half as large as patches.
 
-    From noise a small tower would long know only what is in its patches and not how they lie to each other.
+    So that neighbours look alike from the first step on. What it gains was not measured by itself.
     """
     side = round(num_patches**0.5)
     frequencies = 1.5 * 100 ** (-torch.arange(num_channels // 4) / (num_channels // 4))

@@ -4,8 +4,8 @@ The published system begins with CLIP, which has learnt from captions. A model t
 before it can be told about it: the patches inside a mask, averaged and projected as the language model would get
 them, are to predict the words of the answer that the mask belongs to, through the language model's own head
 (bags of words as targets: "Learning Visual Features from Large Weakly Supervised Data",
-https://huggingface.co/papers/1511.02251). A step costs a sixth of one in which everything runs, and each mask tells
-the tower which patches its words are about.
+https://huggingface.co/papers/1511.02251). Neither of the two runs in a step, and each mask tells the tower which
+patches its words are about.
 """
 
 from collections.abc import Sequence
