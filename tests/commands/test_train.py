@@ -273,3 +273,13 @@ def test_parts_of_another_size_are_refused(finished, world, cache, tmp_path, cap
     assert train(write_recipe(tmp_path / "recipe.yaml", world, cache, changes), "-o", tmp_path / "out") == 2
     error = capsys.readouterr().err
     assert "`parts`: the `vision_tower` of" in error and "is of another size or kind than the model's" in error
+
+
+def test_parts_under_zero_3_are_refused_before_anything_is_made(write, finished, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("visa_hf.trainer.run.is_deepspeed_zero3_enabled", lambda: True)
+    recipe = write(model__parts={"vision_tower": str(finished / "base")}, trained__language_model="full")
+    assert train(recipe, "-o", tmp_path / "out") == 2
+    assert (
+        "`parts` are given under ZeRO-3, which splits weights before they can be replaced" in capsys.readouterr().err
+    )
+    assert not (tmp_path / "out" / "base").exists()

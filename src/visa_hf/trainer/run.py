@@ -112,6 +112,11 @@ def run_recipe(recipe: Recipe, output_dir: str | os.PathLike[str]) -> Path:
     if recipe.evaluation is not None and recipe.evaluation.num_clips:
         with at_place(recipe.place("evaluation")):
             check_weights_are_whole()
+    if recipe.model.parts and is_deepspeed_zero3_enabled():
+        raise ValueError(
+            f"{recipe.place('model')}: `parts` are given under ZeRO-3, which splits weights before they can be "
+            "replaced. Take ZeRO-2, or save a model with these parts first."
+        )
     set_seed(arguments.seed)
     with arguments.main_process_first(desc="preparing the folder"):
         if arguments.process_index == 0:
@@ -278,11 +283,6 @@ def _model(
 
 def _take_parts(model: VisaForVideoSegmentation, recipe: Recipe) -> None:
     """Replace the weights of some parts by those of other models."""
-    if recipe.model.parts and is_deepspeed_zero3_enabled():
-        raise ValueError(
-            f"{recipe.place('model')}: `parts` are given under ZeRO-3, which splits weights before they can be "
-            "replaced. Take ZeRO-2, or save a model with these parts first."
-        )
     for part, folder in recipe.model.parts.items():
         other = VisaForVideoSegmentation.from_pretrained(folder, dtype=model.dtype)
         name = TOWERS[part]
