@@ -5,9 +5,23 @@ import math
 import pytest
 import torch
 
-from tests.trainer.training import TinySamples, logged, prepared_model, tiny_processor
-from visa_hf.trainer import VisaDataCollator, VisaTrainingArguments, VisualWordsTrainer
-from visa_hf.trainer.visual_words import bag_of_words_losses, patch_shares
+from tests.trainer.training import TinySamples, logged, prepared_model, tiny_model, tiny_processor
+from visa_hf.modeling.visual_tokens_visa import merge_visual_tokens
+from visa_hf.trainer import VisaDataCollator, VisaTrainer, VisaTrainingArguments, VisualWordsTrainer
+from visa_hf.trainer.visual_words import (
+    frame_masks,
+    grouping_loss,
+    patch_groups,
+    patch_shares,
+    place_loss,
+    surprises,
+    target_patches,
+    token_losses,
+    token_shares,
+    tower_losses,
+    visual_token_states,
+    word_losses,
+)
 
 OPTIONS = {
     "language_model": "frozen",
@@ -15,6 +29,7 @@ OPTIONS = {
     "mask_decoder": False,
     "unfreeze": ("vision_tower", "mm_projector"),
 }
+KINDS = ("masks", "one", "no_seg", "text")
 
 
 def make_words_trainer(
@@ -51,12 +66,12 @@ def test_the_loss_of_a_mask_is_the_mean_over_its_words_the_rare_ones_weighing_mo
     words = [torch.tensor(said, dtype=torch.long) for said in ([0, 1, 3], [0, 2, 3], [0, 3], [])]
     # Of three rows with words all have 0 and 3, which therefore weigh nothing; the last row does not count.
     expected = [math.log(5 / 3), math.log(3), 0.0, 0.0]
-    torch.testing.assert_close(bag_of_words_losses(logits, words), torch.tensor(expected))
+    torch.testing.assert_close(word_losses(surprises(logits), words), torch.tensor(expected))
     words[2] = torch.tensor([3])
     # Now 0 is in two of three.
     rare, common = math.log(3), math.log(1.5)
     first = (rare * math.log(5 / 3) + common * math.log(5)) / (rare + common)
-    torch.testing.assert_close(bag_of_words_losses(logits, words)[0], torch.tensor(first))
+    torch.testing.assert_close(word_losses(surprises(logits), words)[0], torch.tensor(first))
 
 
 def test_shares_of_patches_are_those_of_the_square_in_the_middle():
@@ -80,38 +95,259 @@ def test_shares_of_patches_follow_the_whole_frame_when_it_is_squashed():
     torch.testing.assert_close(shares, torch.tensor([[0.0, 1.0, 0.0, 1.0], [0.5, 0.5, 0.0, 0.0]]))
 
 
+def test_patches_of_the_same_masks_that_touch_are_one_group():
+    picture = """
+        a a . . b
+        a . . b b
+        . . . . .
+        c . c c .
+        c . . c d
+    """
+    drawn = [letter for line in picture.split() for letter in line]
+    # "all" covers a, b and both parts of c; d is covered by less than half.
+    masks = {"a": "a", "b": "b", "all": "abc"}
+    shares = torch.tensor([[0.6 if letter in letters else 0.0 for letter in drawn] for letters in masks.values()])
+    shares[2][drawn.index("d")] = 0.4
+    groups = patch_groups(shares, 5)
+    parts = [[0, 1, 5], [4, 8, 9], [15, 20], [17, 18, 23]]
+    expected = torch.zeros(25, dtype=torch.int64)
+    for part in parts:
+        expected[part] = min(part) + 1
+    assert torch.equal(groups, expected)
+
+
+def test_without_a_mask_all_patches_are_of_one_group():
+    assert patch_groups(torch.zeros(0, 9), 3).tolist() == [0] * 9
+
+
+def test_patches_on_opposite_sides_do_not_touch():
+    shares = torch.tensor([[0.0, 1.0, 1.0, 0.0]])  # the end of the first row, and the beginning of the second
+    assert patch_groups(shares, 2).tolist() == [0, 2, 3, 0]
+
+
+def test_the_grouping_loss_is_the_contrast_of_each_patch_with_all_others():
+    patches = torch.tensor([[0.0, 0.0], [2.0, 0.0], [0.0, 4.0], [9.0, 9.0]])
+    groups = torch.tensor([1, 1, 0, 0])
+
+    def surprise(patch, other):
+        distances = {n: float((patches[patch] - patches[n]).square().sum()) / 2 for n in range(4) if n != patch}
+        total = sum(math.exp(-distance) for distance in distances.values())
+        return distances[other] + math.log(total)
+
+    # Each group counts the same.
+    expected = (surprise(0, 1) + surprise(1, 0)) / 4 + (surprise(2, 3) + surprise(3, 2)) / 4
+    torch.testing.assert_close(grouping_loss(patches, groups), torch.tensor(expected))
+    # A patch alone has nothing to be near to; the others count on.
+    expected = (surprise(0, 1) + surprise(1, 0)) / 2
+    torch.testing.assert_close(grouping_loss(patches, torch.tensor([1, 1, 0, 5])), torch.tensor(expected))
+    assert grouping_loss(patches, torch.arange(4)) == 0
+
+
+def test_gradients_of_the_grouping_loss_pull_a_group_together():
+    torch.manual_seed(0)
+    patches, groups = torch.randn(16, 8, requires_grad=True), torch.arange(16) % 3
+    for _ in range(50):
+        (gradient,) = torch.autograd.grad(grouping_loss(patches, groups), patches)
+        assert gradient.isfinite().all()
+        patches = (patches - gradient).detach().requires_grad_()
+    distances = torch.cdist(patches, patches)
+    same = groups[:, None] == groups[None]
+    assert distances[same].max() < distances[~same].min()
+
+
+def test_the_place_of_a_group_is_its_centre_in_the_first_two_channels():
+    patches, groups = torch.zeros(4, 3), torch.tensor([0, 2, 0, 2])  # the right column: x = 2.5, y = 0
+    torch.testing.assert_close(place_loss(patches, groups, 2), torch.tensor(2.5**2))
+    patches[groups == 2] = torch.tensor([2.5, 0.0, 9.0])
+    assert place_loss(patches, groups, 2) == 0
+    assert place_loss(patches, torch.zeros(4, dtype=torch.int64), 2) == 0
+
+
 def test_a_batch_s_losses_are_those_of_its_masks_one_by_one(tmp_path):
     trainer = make_words_trainer(tmp_path)
     collator, samples = VisaDataCollator(tiny_processor()), TinySamples(4, ("masks", "one", "no_seg", "text"))
-    losses = trainer._mask_losses(collator([samples[draw] for draw in range(4)]))
-    assert losses.shape == (5,)  # 1 + 3 of the first, 1 of the second
+    batch = collator([samples[draw] for draw in range(4)])
+    features = trainer.model.get_image_features(batch["pixel_values"]).last_hidden_state
+    patches = target_patches(features, batch["num_frames"])
+    masks = frame_masks(trainer.processing_class, batch, patches.shape[1])
+    losses, groupings = tower_losses(trainer.model, patches, masks)
+    assert losses.shape == groupings.shape == (5,)  # 1 + 3 of the first, 1 of the second
     model, processor = trainer.model, trainer.processing_class
-    features, words = [], []
+    features, words, expected_groupings = [], [], []
     for draw in (0, 1):
         batch = collator([samples[draw]])
         target = batch["pixel_values"][-1:]
         patches = model.get_image_features(target).last_hidden_state[0]
+        side = round(len(patches) ** 0.5)
+        shares = [patch_shares(masks, processor.image_processor, side) for masks in batch["mask_labels"] if len(masks)]
+        groups = patch_groups(torch.cat(shares), side)
+        grouping = grouping_loss(patches, groups) + place_loss(patches, groups, side)
+        expected_groupings += [grouping] * sum(map(len, shares))
         for labels, masks in zip(batch["labels"], batch["mask_labels"], strict=True):
             said = sorted(set(labels.tolist()) - {-100, *processor.tokenizer.all_special_ids})
             for mask in masks:
                 share = patch_shares(mask[None], processor.image_processor, round(len(patches) ** 0.5))[0]
                 features.append(sum(part * patch for part, patch in zip(share, patches, strict=True)) / share.sum())
                 words.append(torch.tensor(said))
-    expected = bag_of_words_losses(model.lm_head(model.model.mm_projector(torch.stack(features))), words)
+    expected = word_losses(surprises(model.lm_head(model.model.mm_projector(torch.stack(features)))), words)
     assert expected.min() > 0
     torch.testing.assert_close(losses, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(groupings, torch.stack(expected_groupings), rtol=1e-4, atol=1e-4)
+
+
+# --- visual tokens in the language model ---
+
+
+def _read(model, batch, **options):
+    outputs = model(**batch, use_cache=False, output_visual_states=True, **options)
+    states = visual_token_states(model, outputs.last_hidden_state, batch)
+    return target_patches(outputs.patch_features, batch["num_frames"]), states
+
+
+def test_states_of_visual_tokens_are_those_of_the_target_packed_or_not():
+    model, samples = tiny_model().eval(), TinySamples(5, ("masks", "one", "frames", "no_seg", "text"))
+    batch = VisaDataCollator(tiny_processor())([samples[draw] for draw in range(5)])
+    with torch.no_grad():
+        patches, states = _read(model, batch)
+        packed_patches, packed_states = _read(model, batch, packs_conversations=True)
+    length = model.config.num_visual_tokens
+    assert states.shape == (len(batch["num_frames"]), length, model.config.text_config.hidden_size)
+    torch.testing.assert_close(packed_patches, patches)
+    torch.testing.assert_close(packed_states, states, rtol=1e-4, atol=1e-4)
+    # By hand: the language model over what the first conversation of each video begins with.
+    for video, frames in enumerate(batch["pixel_values"].split(batch["num_frames"].tolist())):
+        row = batch["input_ids"][batch["conversation_to_video"].tolist().index(video)]
+        last = int((row == model.config.image_token_id).nonzero().max()) + 1
+        with torch.no_grad():
+            alone = model.model(
+                input_ids=row[None, :last],
+                pixel_values=frames,
+                num_frames=[len(frames)],
+                conversation_to_video=[0],
+                use_cache=False,
+            ).last_hidden_state
+            features = model.get_image_features(frames[-1:]).last_hidden_state[0]
+        torch.testing.assert_close(states[video], alone[0, -length:], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(patches[video], features, rtol=1e-4, atol=1e-4)
+
+
+def test_states_are_returned_only_when_they_are_asked_for():
+    model = tiny_model().eval()
+    batch = VisaDataCollator(tiny_processor())([TinySamples(1, ("one",))[0]])
+    with torch.no_grad():
+        outputs = model(**batch, use_cache=False)
+    assert outputs.last_hidden_state is None and outputs.patch_features is None
+
+
+@pytest.mark.parametrize("use_token_merging", [True, False])
+def test_shares_of_visual_tokens_are_averaged_as_features_are(use_token_merging):
+    config = tiny_model(use_token_merging=use_token_merging).config
+    torch.manual_seed(0)
+    patches, shares = torch.randn(2, 16, 8), torch.rand(3, 16)
+    patches[:, :, -1] = 0
+    owners = [0, 1, 1]
+    found = token_shares(config, patches, shares, owners)
+    for row, share, owner in zip(found, shares, owners, strict=True):
+        expected = share
+        if use_token_merging:
+            # What is averaged for the share is averaged for a channel that holds it, too weak to change the clusters.
+            marked = torch.cat([patches[owner, :, :-1], 1e-4 * share[:, None]], dim=1)[None]
+            merged = merge_visual_tokens(marked, config.merge_sizes, config.merge_neighbors)
+            expected = merged[0, :, -1] * 1e4
+        torch.testing.assert_close(row, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_the_loss_of_a_mask_s_tokens_is_that_of_its_words_weighted_by_its_share_of_them():
+    model, processor = tiny_model().eval(), tiny_processor()
+    samples = TinySamples(4, ("one",))
+    batch = VisaDataCollator(processor)([samples[draw] for draw in range(4)])
+    batch["mask_labels"] = [torch.zeros_like(masks) for masks in batch["mask_labels"]]
+    batch["mask_labels"][0][:, :, 8:20] = 1
+    batch["mask_labels"][1][:, :12] = 1
+    batch["mask_labels"][2][:, :, 6:10] = 1  # two things
+    batch["mask_labels"][2][:, :, 22:26] = 1
+    with torch.no_grad():
+        patches, states = _read(model, batch)
+        masks = frame_masks(processor, batch, patches.shape[1])
+        losses = token_losses(model, patches, states, masks)
+        told, words = [], []
+        for video in (0, 1):
+            shares = token_shares(model.config, patches, masks.shares[[video]], [video])[0]
+            scores = surprises(model.lm_head(states[video]))
+            told.append(sum(share**2 * row for share, row in zip(shares, scores, strict=True)) / shares.square().sum())
+            words.append(masks.words[video])
+        expected = word_losses(torch.stack(told), words)
+    # The third mask is of two things, the fourth of nothing.
+    assert losses.shape == (2,) and losses.min() > 0
+    torch.testing.assert_close(losses, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_visual_words_count_beside_answers_and_masks(tmp_path):
+    def trainer(**settings):
+        arguments = VisaTrainingArguments(
+            output_dir=str(tmp_path),
+            max_steps=1,
+            logging_steps=1,
+            save_strategy="no",
+            report_to="none",
+            use_cpu=True,
+            disable_tqdm=True,
+            learning_rate=0.0,
+            **{"per_device_train_batch_size": 4, **settings},
+        )
+        model = prepared_model({**OPTIONS, "language_model": "full", "mask_decoder": True}, loss_reduction="step")
+        return VisaTrainer(model, arguments, tiny_processor(), train_dataset=TinySamples(8, KINDS))
+
+    def first_loss(**settings):
+        made = trainer(**settings)
+        made.train()
+        return made, logged(made, "loss")[0][0]
+
+    made, plain = first_loss()
+    _, weighted = first_loss(visual_words_weight=0.5)
+    _, cut = first_loss(visual_words_weight=0.5, per_device_train_batch_size=2, gradient_accumulation_steps=2)
+    batch = VisaDataCollator(tiny_processor())([TinySamples(8, KINDS)[draw] for draw in range(4)])
+    model = made.model.eval()
+    with torch.no_grad():
+        patches, states = _read(model, batch)
+        masks = frame_masks(tiny_processor(), batch, patches.shape[1])
+        losses = torch.cat([*tower_losses(model, patches, masks), token_losses(model, patches, states, masks)])
+    expected = plain + 0.5 * float(losses.sum()) / len(masks.videos)
+    assert weighted == pytest.approx(expected, rel=1e-3) and weighted > plain + 0.1
+    # Words weigh by how rare they are in a micro-batch, which is another one here.
+    assert cut == pytest.approx(weighted, rel=0.3)
+
+
+def test_evaluation_knows_no_visual_words(tmp_path):
+    arguments = VisaTrainingArguments(
+        output_dir=str(tmp_path),
+        visual_words_weight=0.5,
+        report_to="none",
+        use_cpu=True,
+        disable_tqdm=True,
+        num_overlays=0,
+    )
+    found = []
+    for weight in (0.0, 0.5):
+        arguments.visual_words_weight = weight
+        trainer = VisaTrainer(
+            prepared_model(OPTIONS), arguments, tiny_processor(), eval_dataset=TinySamples(2, ("one",))
+        )
+        found.append(trainer.evaluate()["eval_loss"])
+    assert found[0] == found[1]
 
 
 # --- training ---
 
 
 def test_only_tower_projector_and_head_move_and_the_loss_falls(tmp_path):
-    trainer = make_words_trainer(tmp_path, kinds=("masks", "one"), num_samples=120, max_steps=30)
+    trainer = make_words_trainer(tmp_path, kinds=("masks", "one"), num_samples=240, max_steps=60)
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     trainer.train()
     moved = {name for name, value in trainer.model.state_dict().items() if not torch.equal(value, before[name])}
     assert moved and all(name.startswith(("model.vision_tower.", "model.mm_projector.", "lm_head.")) for name in moved)
-    losses = [loss for (loss,) in logged(trainer, "loss")]
+    # Masks are noise: what is nowhere in particular cannot be learnt, what is said about it can.
+    losses = [loss for (loss,) in logged(trainer, "text_loss")]
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
 
 
@@ -134,3 +370,5 @@ def test_refusals(tmp_path):
         make_words_trainer(tmp_path, options={**OPTIONS, "unfreeze": ("mm_projector",)})
     with pytest.raises(ValueError, match="`objective` is 'words' but must be one of answers, visual_words"):
         VisaTrainingArguments(output_dir=str(tmp_path), objective="words", use_cpu=True)
+    with pytest.raises(ValueError, match="`visual_words_weight` is -1 but must be at least 0"):
+        VisaTrainingArguments(output_dir=str(tmp_path), visual_words_weight=-1, use_cpu=True)

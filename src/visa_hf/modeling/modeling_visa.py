@@ -409,6 +409,7 @@ class VisaForVideoSegmentation(VisaPreTrainedModel, GenerationMixin, VisaAskingM
         num_masks_in_batch: Tensor | int | None = None,
         packs_conversations: bool = False,
         skip_logits: bool = False,
+        output_visual_states: bool = False,
         **kwargs: Any,
     ) -> VisaOutput:
         """Answer N conversations about B videos, teacher-forced, and decode a mask for each [SEG].
@@ -441,6 +442,8 @@ class VisaForVideoSegmentation(VisaPreTrainedModel, GenerationMixin, VisaAskingM
                 one video begin with once, where that is possible (conversation_packing_visa.py). For training: the
                 same results up to rounding, without a cache.
             skip_logits (`bool`, defaults to `False`): leave `logits` out, and score the tokens of `labels` alone.
+            output_visual_states (`bool`, defaults to `False`): return `last_hidden_state` and `patch_features`, for
+                losses of visual tokens. Not with `inputs_embeds`, a cache or frames that were encoded before.
             kwargs: for the language model (`use_cache`, `output_hidden_states`, ...).
 
         Returns:
@@ -472,6 +475,7 @@ class VisaForVideoSegmentation(VisaPreTrainedModel, GenerationMixin, VisaAskingM
 
         # 2) The language model reads text and visual tokens; 3) and scores the next ones.
         packed = None
+        features: Any = None
         if (
             packs_conversations
             and input_ids is not None
@@ -479,7 +483,9 @@ class VisaForVideoSegmentation(VisaPreTrainedModel, GenerationMixin, VisaAskingM
         ):
             packed = pack_conversations(input_ids, attention_mask, videos, self.config.image_token_id)
         if packed is not None:
-            outputs = self._read_packed(packed, pixel_values, **kwargs)
+            if pixel_values is not None:
+                features = self.get_image_features(pixel_values)
+            outputs = self._read_packed(packed, features, **kwargs)
             states = packed.unpack(outputs.last_hidden_state)  # (N, S, D)
         else:
             if pixel_values is not None and mm_encoder_outputs is None:
@@ -518,11 +524,16 @@ class VisaForVideoSegmentation(VisaPreTrainedModel, GenerationMixin, VisaAskingM
             losses["loss"] = sum(getattr(self.config, f"{name}_weight") * value for name, value in losses.items())
             if self.training and (mask_labels is None or not any(map(len, mask_labels))):
                 losses["loss"] = losses["loss"] + self._idle_mask_loss(states)
+        visual: dict[str, Any] = {}
+        if output_visual_states:
+            patches = None if features is None else features.last_hidden_state
+            visual = {"last_hidden_state": states, "patch_features": patches}
         return VisaOutput(
             logits=logits,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+            **visual,
             **losses,
             **masks,
         )
@@ -550,12 +561,15 @@ class VisaForVideoSegmentation(VisaPreTrainedModel, GenerationMixin, VisaAskingM
             and set(getattr(text, "layer_types", None) or ["full_attention"]) == {"full_attention"}
         )
 
-    def _read_packed(self, packed: PackedConversations, pixel_values: Tensor | None, **kwargs: Any) -> Any:
-        """Run the language model over packed conversations; states of shape (M, L, D)."""
-        features = None
-        if pixel_values is not None and packed.frame_rows:
-            features = self.model.get_image_features(pixel_values).pooler_output[packed.frame_rows]
-        embeds = self.model._embed(packed.input_ids, features)
+    def _read_packed(self, packed: PackedConversations, features: Any, **kwargs: Any) -> Any:
+        """Run the language model over packed conversations, with what `get_image_features` made of their frames.
+
+        The result's states are of shape (M, L, D).
+        """
+        tokens = None
+        if features is not None and packed.frame_rows:
+            tokens = features.pooler_output[packed.frame_rows]
+        embeds = self.model._embed(packed.input_ids, tokens)
         return self.model(
             inputs_embeds=embeds,
             attention_mask=packed.attention_mask(embeds.dtype),

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from visa_hf.trainer.tracker_trainer import XMemTrainer
     from visa_hf.trainer.training_arguments import VisaTrainingArguments
     from visa_hf.trainer.visa_trainer import VisaTrainer
-    from visa_hf.trainer.visual_words import VisualWordsTrainer
+    from visa_hf.trainer.visual_words_trainer import VisualWordsTrainer
 
 __all__ = [
     "ClipEvaluation",
@@ -39,7 +39,7 @@ _MODULES = {
     "tracker_trainer": ["XMemTrainer"],
     "training_arguments": ["VisaTrainingArguments"],
     "visa_trainer": ["VisaTrainer"],
-    "visual_words": ["VisualWordsTrainer"],
+    "visual_words_trainer": ["VisualWordsTrainer"],
 }
 # Where the names that are imported on first use live.
 _LAZY = {name: f"{__name__}.{module}" for module, names in _MODULES.items() for name in names}

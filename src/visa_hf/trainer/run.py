@@ -32,7 +32,7 @@ from visa_hf.trainer.lora import TOWERS, prepare_for_training, quantization_conf
 from visa_hf.trainer.recipe import RANDOM, CommonRecipe, DataRecipe, Recipe, ScheduleRecipe
 from visa_hf.trainer.training_arguments import VisaTrainingArguments
 from visa_hf.trainer.visa_trainer import VisaTrainer
-from visa_hf.trainer.visual_words import VisualWordsTrainer
+from visa_hf.trainer.visual_words_trainer import VisualWordsTrainer
 
 logger = logging.getLogger(__name__)
 

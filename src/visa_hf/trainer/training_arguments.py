@@ -38,6 +38,8 @@ class VisaTrainingArguments(TrainingArguments):
         objective (`str`, defaults to `"answers"`): `"answers"` trains the model to answer and to mask;
             `"visual_words"` its visual tower alone to see the words of answers, for trainings from nothing
             ([`VisualWordsTrainer`]).
+        visual_words_weight (`float`, defaults to 0.0): weight of the losses of visual words (visual_words.py) beside
+            those of answers and masks, for trainings from nothing; they keep visual tokens telling. One process alone.
         num_overlays (`int`, defaults to 4): pictures of the target frame, its true and its predicted masks that each
             evaluation sends to TensorBoard and the other trackers of `report_to`.
 
@@ -55,6 +57,9 @@ class VisaTrainingArguments(TrainingArguments):
     )
     objective: str = field(
         default="answers", metadata={"help": "answers, or visual_words: the visual tower alone, before the rest."}
+    )
+    visual_words_weight: float = field(
+        default=0.0, metadata={"help": "Weight of the losses of visual words beside those of answers and masks."}
     )
     num_overlays: int = field(default=4, metadata={"help": "Pictures that each evaluation logs."})
 
@@ -86,6 +91,13 @@ class VisaTrainingArguments(TrainingArguments):
         self.learning_rates = _checked_learning_rates(self.learning_rates)
         if self.objective not in OBJECTIVES:
             raise ValueError(f"`objective` is {self.objective!r} but must be one of {', '.join(OBJECTIVES)}.")
+        if not self.visual_words_weight >= 0:
+            raise ValueError(f"`visual_words_weight` is {self.visual_words_weight} but must be at least 0.")
+        if self.visual_words_weight and (self.world_size > 1 or self.deepspeed):
+            raise ValueError(
+                f"`visual_words_weight` is {self.visual_words_weight}, with which one process alone trains, without "
+                "DeepSpeed. Start one, without `deepspeed`, or set it to 0."
+            )
         if self.num_overlays < 0:
             raise ValueError(f"`num_overlays` is {self.num_overlays} but must be at least 0.")
 

@@ -31,6 +31,13 @@ from visa_hf.trainer.lora import TOWERS, plain_name, trainable_parameters
 from visa_hf.trainer.optimizer import parameter_groups
 from visa_hf.trainer.overlays import Overlay, OverlayCallback, draw_overlay, frame_of
 from visa_hf.trainer.training_arguments import VisaTrainingArguments
+from visa_hf.trainer.visual_words import (
+    frame_masks,
+    target_patches,
+    token_losses,
+    tower_losses,
+    visual_token_states,
+)
 from visa_hf.trainer.whole_checkpoints import LogBeforeSaveCallback, WholeCheckpointsTrainer
 
 _PARTS = ("text_loss", "bce_loss", "dice_loss")
@@ -167,16 +174,33 @@ class VisaTrainer(WholeCheckpointsTrainer):
         self, model: nn.Module, inputs: dict[str, Any], num_tokens: Tensor | None, num_masks: Tensor | None
     ) -> VisaOutput:
         """Run the model; `num_tokens` and `num_masks` are those of the step, `None` for the micro-batch's own."""
+        weight = self.args.visual_words_weight if model.training else 0.0
         # Losses of lockstep.py are made of logits. Under ZeRO-3 all processes must run modules in the same order, but
         # one may have nothing to pack.
-        return model(
+        outputs = model(
             **inputs,
             use_cache=False,
             num_items_in_batch=num_tokens,
             num_masks_in_batch=num_masks,
             packs_conversations=self.args.pack_conversations and not is_deepspeed_zero3_enabled(),
             skip_logits=not self._is_in_lockstep,
+            **({"output_visual_states": True} if weight else {}),
         )
+        if weight and any(map(len, inputs["mask_labels"])):
+            outputs.loss = outputs.loss + weight * self._visual_words_loss(model, inputs, outputs, num_masks)
+        return outputs
+
+    def _visual_words_loss(
+        self, model: nn.Module, inputs: dict[str, Any], outputs: Any, num_masks: Tensor | None
+    ) -> Tensor:
+        """Sum of the losses of visual words over `num_masks`, or over the masks of the micro-batch."""
+        base: Any = unwrap_peft_model(model)
+        patches = target_patches(outputs.patch_features, inputs["num_frames"])
+        masks = frame_masks(self.processing_class, inputs, patches.shape[1])
+        states = visual_token_states(base, outputs.last_hidden_state, inputs)
+        losses = [*tower_losses(base, patches, masks), token_losses(base, patches, states, masks)]
+        number = max(len(masks.videos), 1) if num_masks is None else num_masks.clamp(min=1)
+        return torch.cat(losses).sum() / number
 
     def _in_lockstep(self, batches: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """Tell each micro-batch how many targets the process has that has most; at least one."""
