@@ -1,12 +1,17 @@
 """A lesson in motion: the visual tokens of a moving thing are to tell where it goes.
 
-    python examples/motion_lesson.py MODEL OUT
+    python examples/motion_lesson.py MODEL OUT [--with-prompt]
 
 MODEL is a checkpoint of the synthetic world whose visual tokens tell where things are (after
 `visa train tiny_synthetic_words`). From the text of answers alone, its language model takes very long to find out
-that a place can be compared between frames. Here it reads visual tokens of four frames and a target, nothing else,
-and a head that is thrown away afterwards asks each thing's tokens on the target frame for its motion, one of left,
-right, up, down and none. The tower stays as it is, so each frame is encoded once: 400 steps take minutes.
+that a place can be compared between frames. Here it reads visual tokens of four frames and a target, and a head of
+its own asks each thing's tokens on the target frame for its motion: left, right, up, down or none. The tower stays as
+it is, so each frame is encoded once: 400 steps take minutes.
+
+Without `--with-prompt` nothing comes before the visual tokens, and the head is thrown away. With it the language
+model reads the words of a prompt first, and what tells the motions apart in the head becomes what tells their words
+apart in the language model's head: where nobody has learnt to tell "left" from "right", their scores are the same,
+and so are their gradients.
 """
 
 import argparse
@@ -26,7 +31,7 @@ from visa_hf.trainer.visual_words import patch_shares, token_shares
 
 MOTIONS = ("left", "right", "up", "down", "standing")
 NUM_FRAMES, NUM_REFERENCES = 8, 4
-BATCH_SIZE, LEARNING_RATE, WARMUP = 16, 1e-3, 50
+BATCH_SIZE, WARMUP = 16, 50
 
 
 class Lesson(NamedTuple):
@@ -45,14 +50,19 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=1200)
     parser.add_argument("--held-out", type=int, default=150, help="first clips, which are asked for but not taught")
     parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=9, help="of the clips")
+    parser.add_argument("--with-prompt", action="store_true", help="read a prompt first, and keep the head")
     args = parser.parse_args()
-    torch.manual_seed(0)
     model = VisaForVideoSegmentation.from_pretrained(args.model).eval()
     processor = VisaProcessor.from_pretrained(args.model)
     options = ClipOptions(size=(128, 128), num_frames=(12, 16), levels=(1,), num_expressions=12)
     made = (_lesson(model, processor, args.seed, index, options) for index in tqdm(range(args.clips), "clips"))
-    teach(model, [lesson for lesson in made if lesson is not None], args.held_out, args.steps)
+    lessons = [lesson for lesson in made if lesson is not None]
+    prompt = _prompt(model, processor) if args.with_prompt else torch.zeros(0, model.config.text_config.hidden_size)
+    head = teach(model, lessons, prompt, args.held_out, args.steps, args.learning_rate)
+    if args.with_prompt:
+        keep_head(model, processor, head)
     model.save_pretrained(args.out)
     processor.save_pretrained(args.out)
     sys.stdout.write(f"wrote {args.out}\n")
@@ -85,12 +95,28 @@ def _lesson(
     return Lesson(tokens, covered, torch.tensor([motions[thing] for thing in things]))
 
 
-def teach(model: VisaForVideoSegmentation, lessons: list[Lesson], num_held_out: int, num_steps: int) -> None:
+def _prompt(model: VisaForVideoSegmentation, processor: VisaProcessor) -> Tensor:
+    """Embed what comes before the first visual token of a conversation: (P, D)."""
+    frame = np.zeros((128, 128, 3), np.uint8)
+    input_ids = processor(frame, query="the shape")["input_ids"][0]
+    first = int((input_ids == model.config.image_token_id).nonzero()[0])
+    return model.get_input_embeddings()(input_ids[:first]).detach()
+
+
+def teach(
+    model: VisaForVideoSegmentation,
+    lessons: list[Lesson],
+    prompt: Tensor,
+    num_held_out: int,
+    num_steps: int,
+    learning_rate: float,
+) -> torch.nn.Linear:
     """Train language model and projector; what held-out clips are answered is written every hundred steps."""
     language_model, projector = model.model.language_model, model.model.mm_projector
+    torch.manual_seed(0)
     head = torch.nn.Linear(model.config.text_config.hidden_size, len(MOTIONS))
     parameters = [*language_model.parameters(), *projector.parameters(), *head.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.0)
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
 
     def ask(chosen: list[Lesson], generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Return loss, whether the answer is right, and the motion of each thing."""
@@ -102,9 +128,9 @@ def teach(model: VisaForVideoSegmentation, lessons: list[Lesson], num_held_out: 
                 quarter * k + int(torch.randint(quarter, (1,), generator=generator)) for k in range(NUM_REFERENCES)
             ]
             picks.append(int(torch.randint(NUM_FRAMES, (1,), generator=generator)))
-            rows.append(lesson.tokens[picks].flatten(0, 1))
+            rows.append(torch.cat([prompt, projector(lesson.tokens[picks].flatten(0, 1))]))
             shares.append(lesson.shares[picks[-1]])
-        states = language_model(inputs_embeds=projector(torch.stack(rows)), use_cache=False).last_hidden_state
+        states = language_model(inputs_embeds=torch.stack(rows), use_cache=False).last_hidden_state
         scores = head(states[:, -shares[0].shape[1] :]).log_softmax(dim=-1)
         weights = [share.square() / share.square().sum(dim=1, keepdim=True).clamp(min=1e-6) for share in shares]
         told = torch.cat([weight @ score for weight, score in zip(weights, scores, strict=True)])
@@ -113,7 +139,7 @@ def teach(model: VisaForVideoSegmentation, lessons: list[Lesson], num_held_out: 
 
     generator = torch.Generator().manual_seed(0)
     for step in tqdm(range(num_steps), "steps"):
-        optimizer.param_groups[0]["lr"] = LEARNING_RATE * min(1, (step + 1) / WARMUP)
+        optimizer.param_groups[0]["lr"] = learning_rate * min(1, (step + 1) / WARMUP)
         numbers = torch.randint(num_held_out, len(lessons), (BATCH_SIZE,), generator=generator).tolist()
         loss = ask([lessons[number] for number in numbers], generator)[0].mean()
         optimizer.zero_grad()
@@ -128,6 +154,20 @@ def teach(model: VisaForVideoSegmentation, lessons: list[Lesson], num_held_out: 
                 f"step {step + 1}: loss {loss.item():.3f}; held out: {losses.mean():.3f}, moving ones right "
                 f"{is_right[is_moving].float().mean():.0%}, standing ones {is_right[~is_moving].float().mean():.0%}"
             )
+    return head
+
+
+@torch.no_grad()
+def keep_head(model: VisaForVideoSegmentation, processor: VisaProcessor, head: torch.nn.Linear) -> None:
+    """Tell the words of motion apart, in the language model's head, by what tells motions apart in `head`."""
+    token_of = {word: processor.tokenizer.convert_tokens_to_ids(f"▁{word}") for word in (*MOTIONS, "moving")}
+    weight = model.lm_head.weight
+    directions = [token_of[word] for word in MOTIONS[:-1]]
+    common = head.weight[:-1].mean(dim=0)
+    weight[directions] = weight[directions].mean(dim=0) + head.weight[:-1] - common
+    moving, standing = token_of["moving"], token_of["standing"]
+    middle, half = weight[[moving, standing]].mean(dim=0), (common - head.weight[-1]) / 2
+    weight[moving], weight[standing] = middle + half, middle - half
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ language model makes of them:
   them with, so that a visual token is of one thing;
 - places: two channels say where the thing is, so that its place survives the averaging.
 
-Trained with alone, without the language model and SAM, in visual_words_trainer.py; beside the losses of answers and
+The tower is trained with them alone in visual_words_trainer.py; they count beside the losses of answers and
 masks in visa_trainer.py.
 """
 
