@@ -1,0 +1,58 @@
+"""examples/motion_lesson.py: a model that the package carries takes the lesson."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from visa_hf import VisaForVideoSegmentation
+from visa_hf.bundled import BUNDLED_MODEL
+from visa_hf.inference import load_model
+
+SCRIPT = Path(__file__).parents[1] / "examples" / "motion_lesson.py"
+
+
+@pytest.fixture(scope="module")
+def lesson():
+    spec = importlib.util.spec_from_file_location("motion_lesson", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_words_of_motion_differ_by_what_the_head_tells_apart_and_no_others_change(lesson):
+    model, processor = load_model(BUNDLED_MODEL, device="cpu", dtype="float32")
+    before = model.lm_head.weight.detach().clone()
+    torch.manual_seed(0)
+    head = torch.nn.Linear(before.shape[1], len(lesson.MOTIONS))
+    lesson.keep_head(model, processor, head)
+    after, told = model.lm_head.weight.detach(), head.weight.detach()
+    words = [*lesson.MOTIONS[:-1], "moving", "standing"]
+    tokens = [processor.tokenizer.convert_tokens_to_ids(f"▁{word}") for word in words]
+    directions, (moving, standing) = tokens[:4], tokens[4:]
+    torch.testing.assert_close(after[directions[0]] - after[directions[1]], told[0] - told[1])
+    torch.testing.assert_close(after[directions].mean(dim=0), before[directions].mean(dim=0))
+    torch.testing.assert_close(after[moving] - after[standing], told[:4].mean(dim=0) - told[4])
+    torch.testing.assert_close(after[[moving, standing]].mean(dim=0), before[[moving, standing]].mean(dim=0))
+    is_other = torch.ones(len(before), dtype=torch.bool)
+    is_other[tokens] = False
+    assert torch.equal(after[is_other], before[is_other])
+
+
+def test_the_lesson_changes_language_model_and_projector_alone(lesson, tmp_path, monkeypatch):
+    model, processor = load_model(BUNDLED_MODEL, device="cpu", dtype="float32")
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    arguments = [str(tmp_path / "model"), str(tmp_path / "out"), "--clips", "6", "--held-out", "2", "--steps", "2"]
+    monkeypatch.setattr(sys, "argv", ["motion_lesson.py", *arguments])
+    lesson.main()
+    after = VisaForVideoSegmentation.from_pretrained(tmp_path / "out").state_dict()
+    changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    assert changed
+    assert all(
+        name.startswith(("model.language_model.layers.", "model.language_model.norm.", "model.mm_projector."))
+        for name in changed
+    )
