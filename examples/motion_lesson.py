@@ -3,15 +3,14 @@
     python examples/motion_lesson.py MODEL OUT [--with-prompt]
 
 MODEL is a checkpoint of the synthetic world whose visual tokens tell where things are (after
-`visa train tiny_synthetic_words`). From the text of answers alone, its language model takes very long to find out
-that a place can be compared between frames. Here it reads visual tokens of four frames and a target, and a head of
-its own asks each thing's tokens on the target frame for its motion: left, right, up, down or none. The tower stays as
-it is, so each frame is encoded once: 400 steps take minutes.
+`visa train tiny_synthetic_words`). From the text of answers alone, its language model did not find out in hundreds of
+steps that a place can be compared between frames. Here it reads visual tokens of four frames and a target, and a head
+of its own asks each thing's tokens on the target frame for its motion: left, right, up, down or none. The tower stays
+as it is, so each frame is encoded once: 400 steps take minutes.
 
 Without `--with-prompt` nothing comes before the visual tokens, and the head is thrown away. With it the language
 model reads the words of a prompt first, and what tells the motions apart in the head becomes what tells their words
-apart in the language model's head: where nobody has learnt to tell "left" from "right", their scores are the same,
-and so are their gradients.
+apart in the language model's head, whose rows for "left" and "right" had become nearly the same.
 """
 
 import argparse

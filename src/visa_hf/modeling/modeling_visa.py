@@ -443,7 +443,7 @@ class VisaForVideoSegmentation(VisaPreTrainedModel, GenerationMixin, VisaAskingM
                 same results up to rounding, without a cache.
             skip_logits (`bool`, defaults to `False`): leave `logits` out, and score the tokens of `labels` alone.
             output_visual_states (`bool`, defaults to `False`): return `last_hidden_state` and `patch_features`, for
-                losses of visual tokens. Not with `inputs_embeds`, a cache or frames that were encoded before.
+                losses of visual tokens; no `patch_features` without `pixel_values`.
             kwargs: for the language model (`use_cache`, `output_hidden_states`, ...).
 
         Returns:

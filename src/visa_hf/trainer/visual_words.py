@@ -34,17 +34,14 @@ class FrameMasks(NamedTuple):
         shares (`torch.Tensor` of shape `(M, patches)`): how much of each patch each mask covers.
         words (list of M `torch.Tensor`, int64): different words of the answer; none where nothing is covered.
         side (`int`): patches in a row, and rows.
+        groups (`dict[int, torch.Tensor]`): [`patch_groups`] of each video that has masks.
     """
 
     videos: list[int]
     shares: Tensor
     words: list[Tensor]
     side: int
-
-    def groups(self) -> dict[int, Tensor]:
-        """Return the groups of the patches of each video that has masks: [`patch_groups`]."""
-        owner = torch.tensor(self.videos)
-        return {video: patch_groups(self.shares[owner == video], self.side) for video in sorted(set(self.videos))}
+    groups: dict[int, Tensor]
 
 
 def frame_masks(processor: Any, inputs: dict[str, Any], num_patches: int) -> FrameMasks:
@@ -64,7 +61,9 @@ def frame_masks(processor: Any, inputs: dict[str, Any], num_patches: int) -> Fra
         said = said[~torch.isin(said, no_words)]
         words += [said if bool(share.any()) else said[:0] for share in shares[-1]]
     together = torch.cat(shares) if shares else torch.zeros(0, num_patches)
-    return FrameMasks(videos, together, words, side)
+    owner = torch.tensor(videos)
+    groups = {video: patch_groups(together[owner == video], side) for video in sorted(set(videos))}
+    return FrameMasks(videos, together, words, side, groups)
 
 
 def tower_losses(model: nn.Module, patches: Tensor, masks: FrameMasks) -> tuple[Tensor, Tensor]:
@@ -91,7 +90,7 @@ def tower_losses(model: nn.Module, patches: Tensor, masks: FrameMasks) -> tuple[
     features = network.mm_projector(features.to(network.mm_projector.weight.dtype))
     layout = {
         video: grouping_loss(patches[video], groups) + place_loss(patches[video], groups, masks.side)
-        for video, groups in masks.groups().items()
+        for video, groups in masks.groups.items()
     }
     words = word_losses(surprises(head(features)), masks.words)
     return words, torch.stack([layout[video] for video in masks.videos])
@@ -115,11 +114,10 @@ def token_losses(model: nn.Module, patches: Tensor, states: Tensor, masks: Frame
     """
     head: Any = model.lm_head
     config: Any = model.config
-    groups = masks.groups()
     alone = [
         number
-        for number, video in enumerate(masks.videos)
-        if len(groups[video][masks.shares[number].to(groups[video].device) > 0.5].unique()) == 1
+        for number, (video, share) in enumerate(zip(masks.videos, masks.shares, strict=True))
+        if len(masks.groups[video][share > 0.5].unique()) == 1
     ]
     if not alone:
         return (states.float().sum() * 0).expand(0)
