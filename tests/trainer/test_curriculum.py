@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.trainer.training import visa_train
-from visa_hf import VisaForVideoSegmentation, cli
+from visa_hf import VisaForVideoSegmentation, VisaProcessor, cli
 from visa_hf.datasets_scripts.synthetic import ClipOptions, write_dataset
 
 
@@ -41,6 +41,20 @@ def test_a_second_training_begins_with_the_result_of_the_first(worlds, tmp_path)
     losses = [[row["loss"] for row in state["log_history"]] for state in states]
     assert len(losses[0]) == 3 and losses[0][0] == losses[1][0] and losses[0][1] != losses[1][1]
     assert not (second / "base").exists()
+
+
+def test_a_second_training_may_merge_frames_into_another_number_of_tokens(worlds, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    folders = worlds / "stills", tmp_path / "cache"
+    assert cli.main(visa_train(first, *folders, schedule__steps_per_epoch=1)) == 0
+    before = VisaForVideoSegmentation.from_pretrained(first / "final").config
+    counts = [count + 1 for count in before.merge_cluster_counts]
+    settings = {"model__weights": first / "final", "model__options": f"{{merge_cluster_counts: {counts}}}"}
+    assert cli.main(visa_train(second, *folders, schedule__steps_per_epoch=1, **settings)) == 0
+    after = VisaForVideoSegmentation.from_pretrained(second / "final").config
+    assert after.num_visual_tokens == before.num_visual_tokens + len(counts)
+    # The processor of the first training would ask for fewer.
+    assert VisaProcessor.from_pretrained(second / "final").num_visual_tokens == after.num_visual_tokens
 
 
 def test_an_adapter_is_not_taken_for_a_model(worlds, tmp_path, capsys):

@@ -200,7 +200,7 @@ def test_a_batch_s_losses_are_those_of_its_masks_one_by_one(tmp_path):
 
 def _read(model, batch, **options):
     outputs = model(**batch, use_cache=False, output_visual_states=True, **options)
-    states = visual_token_states(model, outputs.last_hidden_state, batch)
+    states = visual_token_states(model, outputs.middle_hidden_state, batch)
     return target_patches(outputs.patch_features, batch["num_frames"]), states
 
 
@@ -210,7 +210,7 @@ def test_states_of_visual_tokens_are_those_of_the_target_packed_or_not():
     with torch.no_grad():
         patches, states = _read(model, batch)
         packed_patches, packed_states = _read(model, batch, packs_conversations=True)
-    length = model.config.num_visual_tokens
+    length, middle = model.config.num_visual_tokens, (model.config.text_config.num_hidden_layers + 1) // 2
     assert states.shape == (len(batch["num_frames"]), length, model.config.text_config.hidden_size)
     torch.testing.assert_close(packed_patches, patches)
     torch.testing.assert_close(packed_states, states, rtol=1e-4, atol=1e-4)
@@ -219,13 +219,15 @@ def test_states_of_visual_tokens_are_those_of_the_target_packed_or_not():
         row = batch["input_ids"][batch["conversation_to_video"].tolist().index(video)]
         last = int((row == model.config.image_token_id).nonzero().max()) + 1
         with torch.no_grad():
-            alone = model.model(
+            states_by_layer = model.model(
                 input_ids=row[None, :last],
                 pixel_values=frames,
                 num_frames=[len(frames)],
                 conversation_to_video=[0],
                 use_cache=False,
-            ).last_hidden_state
+                output_hidden_states=True,
+            ).hidden_states
+            alone = model.model.language_model.norm(states_by_layer[middle])
             features = model.get_image_features(frames[-1:]).last_hidden_state[0]
         torch.testing.assert_close(states[video], alone[0, -length:], rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(patches[video], features, rtol=1e-4, atol=1e-4)
@@ -236,7 +238,7 @@ def test_states_are_returned_only_when_they_are_asked_for():
     batch = VisaDataCollator(tiny_processor())([TinySamples(1, ("one",))[0]])
     with torch.no_grad():
         outputs = model(**batch, use_cache=False)
-    assert outputs.last_hidden_state is None and outputs.patch_features is None
+    assert outputs.middle_hidden_state is None and outputs.patch_features is None
 
 
 @pytest.mark.parametrize("use_token_merging", [True, False])

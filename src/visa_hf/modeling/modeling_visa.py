@@ -442,7 +442,7 @@ class VisaForVideoSegmentation(VisaPreTrainedModel, GenerationMixin, VisaAskingM
                 one video begin with once, where that is possible (conversation_packing_visa.py). For training: the
                 same results up to rounding, without a cache.
             skip_logits (`bool`, defaults to `False`): leave `logits` out, and score the tokens of `labels` alone.
-            output_visual_states (`bool`, defaults to `False`): return `last_hidden_state` and `patch_features`, for
+            output_visual_states (`bool`, defaults to `False`): return `middle_hidden_state` and `patch_features`, for
                 losses of visual tokens; no `patch_features` without `pixel_values`.
             kwargs: for the language model (`use_cache`, `output_hidden_states`, ...).
 
@@ -474,6 +474,9 @@ class VisaForVideoSegmentation(VisaPreTrainedModel, GenerationMixin, VisaAskingM
             check_targets(self.config, videos, sam_pixel_values, sam_features)
 
         # 2) The language model reads text and visual tokens; 3) and scores the next ones.
+        captured: dict[str, Any] = {}
+        if output_visual_states and not self._asks_for("output_hidden_states", kwargs):
+            captured = {"output_hidden_states": [self._middle_layer]}
         packed = None
         features: Any = None
         if (
@@ -485,7 +488,7 @@ class VisaForVideoSegmentation(VisaPreTrainedModel, GenerationMixin, VisaAskingM
         if packed is not None:
             if pixel_values is not None:
                 features = self.get_image_features(pixel_values)
-            outputs = self._read_packed(packed, features, **kwargs)
+            outputs = self._read_packed(packed, features, **kwargs | captured)
             states = packed.unpack(outputs.last_hidden_state)  # (N, S, D)
         else:
             if pixel_values is not None and mm_encoder_outputs is None:
@@ -498,7 +501,7 @@ class VisaForVideoSegmentation(VisaPreTrainedModel, GenerationMixin, VisaAskingM
                 past_key_values=past_key_values,
                 inputs_embeds=inputs_embeds,
                 mm_encoder_outputs=mm_encoder_outputs,
-                **kwargs,
+                **kwargs | captured,
             )
             states = outputs.last_hidden_state  # (N, S, D)
         logits = None if skip_logits else self.lm_head(slice_logits_to_keep(states, logits_to_keep))
@@ -527,16 +530,28 @@ class VisaForVideoSegmentation(VisaPreTrainedModel, GenerationMixin, VisaAskingM
         visual: dict[str, Any] = {}
         if output_visual_states:
             patches = None if features is None else features.last_hidden_state
-            visual = {"last_hidden_state": states, "patch_features": patches}
+            middle = self.model.language_model.norm(outputs.hidden_states[self._middle_layer])
+            middle = middle if packed is None else packed.unpack(middle)
+            visual = {"middle_hidden_state": middle, "patch_features": patches}
         return VisaOutput(
             logits=logits,
             past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
+            hidden_states=None if captured else outputs.hidden_states,
             attentions=outputs.attentions,
             **visual,
             **losses,
             **masks,
         )
+
+    @property
+    def _middle_layer(self) -> int:
+        """How many layers make the first half of the language model."""
+        return (self.config.text_config.num_hidden_layers + 1) // 2
+
+    def _asks_for(self, name: str, kwargs: dict[str, Any]) -> bool:
+        """Whether an output of the language model is asked for; what is not given is what its configuration says."""
+        value = kwargs.get(name)
+        return bool(getattr(self.config.text_config, name, False) if value is None else value)
 
     def _can_pack(
         self,
@@ -547,11 +562,7 @@ class VisaForVideoSegmentation(VisaPreTrainedModel, GenerationMixin, VisaAskingM
     ) -> bool:
         """Whether conversations may be packed: no cache, nothing that counts on one row each, and any mask will do."""
         text = self.config.text_config
-        # As in transformers, what is not given is what the configuration says.
-        asked = [
-            getattr(text, name, False) if kwargs.get(name) is None else kwargs[name]
-            for name in ("use_cache", "output_hidden_states", "output_attentions")
-        ]
+        asked = [self._asks_for(name, kwargs) for name in ("use_cache", "output_hidden_states", "output_attentions")]
         return (
             past_key_values is None
             and position_ids is None

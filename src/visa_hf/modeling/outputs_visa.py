@@ -34,8 +34,8 @@ class VisaOutput(ModelOutput):
             text model after each layer, the embeddings first.
         attentions (tuple of `torch.FloatTensor` of shape `(N, heads, S, S)`): with `output_attentions` and eager
             attention, the attention weights of each layer.
-        last_hidden_state (`torch.FloatTensor` of shape `(N, S, D)`): with `output_visual_states`, states of the text
-            model after its last layer.
+        middle_hidden_state (`torch.FloatTensor` of shape `(N, S, D)`): with `output_visual_states`, states of the text
+            model after the first half of its layers (of seven, four), normalised as the last ones are.
         patch_features (`torch.FloatTensor` of shape `(F, patches, channels)`): with `output_visual_states`, what the
             visual tower made of the frames, before they are merged.
     """
@@ -52,7 +52,7 @@ class VisaOutput(ModelOutput):
     past_key_values: Cache | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
-    last_hidden_state: torch.FloatTensor | None = None
+    middle_hidden_state: torch.FloatTensor | None = None
     patch_features: torch.FloatTensor | None = None
 
 

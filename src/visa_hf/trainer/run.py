@@ -278,7 +278,10 @@ def _model(
         **placement,
     )
     _take_parts(model, recipe)
-    return model, VisaProcessor.from_pretrained(weights)
+    processor = VisaProcessor.from_pretrained(weights)
+    # `model.options` may say into how many tokens frames are merged.
+    processor.num_visual_tokens = model.config.num_visual_tokens
+    return model, processor
 
 
 def _take_parts(model: VisaForVideoSegmentation, recipe: Recipe) -> None:

@@ -197,7 +197,7 @@ class VisaTrainer(WholeCheckpointsTrainer):
         base: Any = unwrap_peft_model(model)
         patches = target_patches(outputs.patch_features, inputs["num_frames"])
         masks = frame_masks(self.processing_class, inputs, patches.shape[1])
-        states = visual_token_states(base, outputs.last_hidden_state, inputs)
+        states = visual_token_states(base, outputs.middle_hidden_state, inputs)
         losses = [*tower_losses(base, patches, masks), token_losses(base, patches, states, masks)]
         number = max(len(masks.videos), 1) if num_masks is None else num_masks.clamp(min=1)
         return torch.cat(losses).sum() / number

@@ -100,7 +100,8 @@ def token_losses(model: nn.Module, patches: Tensor, states: Tensor, masks: Frame
     """Losses of the language model's states of the target frames' visual tokens.
 
     There the state of each token is to predict, through the head, the words of what the token is of: also those that
-    one frame does not tell, such as where it moves. A mask's tokens weigh by the square of the share of them that is
+    one frame does not tell, such as where it moves. The states are those in the middle of the model: what is known
+    after its last layer, no later token can read. A mask's tokens weigh by the square of the share of them that is
     of the mask. Masks of several groups of patches do not count: their words are of different things.
 
     Args:
