@@ -40,8 +40,8 @@ def scores_of(split, loaded):
     return np.array(scores), np.array(empty)
 
 
-# Measured: 0.549 and 0.54, 0.431 and 0.33. (On 60 clips each: docs/reproduce.md.) Rounding may turn a few answers.
-@pytest.mark.parametrize(("split", "least", "least_empty"), [("valid", 0.5, 0.35), ("unseen", 0.38, 0.1)])
+# Measured: 0.550 and 0.62, 0.386 and 0.56. (On 60 clips each: docs/reproduce.md.) Rounding may turn a few answers.
+@pytest.mark.parametrize(("split", "least", "least_empty"), [("valid", 0.5, 0.4), ("unseen", 0.34, 0.3)])
 def test_sentences_about_clips_that_it_never_saw(loaded, split, least, least_empty):
     scores, empty = scores_of(split, loaded)
     assert len(scores) >= 40
