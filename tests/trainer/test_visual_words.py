@@ -233,6 +233,15 @@ def test_states_of_visual_tokens_are_those_of_the_target_packed_or_not():
         torch.testing.assert_close(patches[video], features, rtol=1e-4, atol=1e-4)
 
 
+def test_the_middle_of_a_single_layer_is_its_end():
+    text = {**tiny_model().config.text_config.to_dict(), "num_hidden_layers": 1}
+    model = tiny_model(text_config=text).eval()
+    batch = VisaDataCollator(tiny_processor())([TinySamples(1, ("one",))[0]])
+    with torch.no_grad():
+        outputs = model(**batch, use_cache=False, output_visual_states=True)
+    torch.testing.assert_close(model.lm_head(outputs.middle_hidden_state), outputs.logits)
+
+
 def test_states_are_returned_only_when_they_are_asked_for():
     model = tiny_model().eval()
     batch = VisaDataCollator(tiny_processor())([TinySamples(1, ("one",))[0]])

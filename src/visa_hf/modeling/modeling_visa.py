@@ -530,7 +530,9 @@ class VisaForVideoSegmentation(VisaPreTrainedModel, GenerationMixin, VisaAskingM
         visual: dict[str, Any] = {}
         if output_visual_states:
             patches = None if features is None else features.last_hidden_state
-            middle = self.model.language_model.norm(outputs.hidden_states[self._middle_layer])
+            middle = outputs.hidden_states[self._middle_layer]
+            if self._middle_layer < self.config.text_config.num_hidden_layers:  # the last ones are normalised already
+                middle = self.model.language_model.norm(middle)
             middle = middle if packed is None else packed.unpack(middle)
             visual = {"middle_hidden_state": middle, "patch_features": patches}
         return VisaOutput(
