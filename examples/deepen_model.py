@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from visa_hf import VisaConfig, VisaForVideoSegmentation, VisaProcessor
+from visa_hf import VisaForVideoSegmentation, VisaProcessor
 
 
 def main() -> None:
@@ -52,7 +52,7 @@ def deepen(model: VisaForVideoSegmentation, num_new: int) -> VisaForVideoSegment
             is_written = "o_proj" in name or "down_proj" in name
             copied = torch.zeros_like(weights[name]) if is_written else weights[name].clone()
             weights[f"{prefix}{new}.{name.removeprefix(old)}"] = copied
-    deeper = VisaForVideoSegmentation(VisaConfig.from_dict(config.to_dict())).to(model.dtype).eval()
+    deeper = VisaForVideoSegmentation(config).to(model.dtype).eval()
     deeper.load_state_dict(weights)
     return deeper
 

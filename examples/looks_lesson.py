@@ -3,7 +3,7 @@
     python examples/looks_lesson.py MODEL OUT
 
 MODEL is a checkpoint of the synthetic world. Its tower learns colours and textures soon, forms slowly: a patch shows
-but a corner or an edge. Here nothing else is trained and no answer is read, so a step costs a fifth of one of
+but a corner or an edge. Here nothing else is trained and no answer is read, so a step costs half of one of
 `visa train tiny_synthetic_words`: pictures are drawn once and kept, each time turned or mirrored anew (a circle stays
 a circle), and each shape is asked for the words of its looks alone. Groups and places count as they do there
 (src/visa_hf/trainer/visual_words.py), so that the patches of a shape stay together.
@@ -49,7 +49,8 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=77, help="of the pictures")
     args = parser.parse_args()
-    model = VisaForVideoSegmentation.from_pretrained(args.model).eval()
+    # Also of weights in half precision, such as those of the package.
+    model = VisaForVideoSegmentation.from_pretrained(args.model, dtype=torch.float32).eval()
     processor = VisaProcessor.from_pretrained(args.model)
     options = ClipOptions(size=(128, 128), num_frames=(1, 1), levels=(1,), num_expressions=1)
     made = (_picture(args.seed, index, options) for index in tqdm(range(args.pictures), "pictures"))

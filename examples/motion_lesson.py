@@ -53,7 +53,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=9, help="of the clips")
     parser.add_argument("--with-prompt", action="store_true", help="read a prompt first, and keep the head")
     args = parser.parse_args()
-    model = VisaForVideoSegmentation.from_pretrained(args.model).eval()
+    # Also of weights in half precision, such as those of the package.
+    model = VisaForVideoSegmentation.from_pretrained(args.model, dtype=torch.float32).eval()
     processor = VisaProcessor.from_pretrained(args.model)
     options = ClipOptions(size=(128, 128), num_frames=(12, 16), levels=(1,), num_expressions=12)
     made = (_lesson(model, processor, args.seed, index, options) for index in tqdm(range(args.clips), "clips"))

@@ -1,30 +1,17 @@
 """examples/deepen_model.py: more layers, the same answers."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
+from tests.example_scripts import load_example, run_example
 from tests.trainer.training import TinySamples, tiny_model, tiny_processor
 from visa_hf import VisaForVideoSegmentation, VisaProcessor
 from visa_hf.trainer import VisaDataCollator
 
-SCRIPT = Path(__file__).parents[1] / "examples" / "deepen_model.py"
-
 
 @pytest.fixture
 def script():
-    spec = importlib.util.spec_from_file_location("deepen_model", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def _run(script, monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["deepen_model.py", *map(str, arguments)])
-    script.main()
+    return load_example("deepen_model")
 
 
 def test_a_deeper_model_says_the_same_and_can_learn(script, monkeypatch, tmp_path):
@@ -32,7 +19,7 @@ def test_a_deeper_model_says_the_same_and_can_learn(script, monkeypatch, tmp_pat
     model.save_pretrained(tmp_path / "old")
     processor.save_pretrained(tmp_path / "old")
     num_layers = model.config.text_config.num_hidden_layers
-    _run(script, monkeypatch, tmp_path / "old", tmp_path / "new", "--layers", num_layers)
+    run_example(script, monkeypatch, tmp_path / "old", tmp_path / "new", "--layers", num_layers)
     deeper = VisaForVideoSegmentation.from_pretrained(tmp_path / "new")
     assert deeper.config.text_config.num_hidden_layers == 2 * num_layers
     batch = VisaDataCollator(VisaProcessor.from_pretrained(tmp_path / "new"))([TinySamples(1, ("one",))[0]])
@@ -52,6 +39,6 @@ def test_a_deeper_model_says_the_same_and_can_learn(script, monkeypatch, tmp_pat
 def test_more_layers_than_can_be_copied_are_refused(script, monkeypatch, tmp_path, capsys):
     tiny_model().save_pretrained(tmp_path / "old")
     with pytest.raises(SystemExit):
-        _run(script, monkeypatch, tmp_path / "old", tmp_path / "new", "--layers", 9)
+        run_example(script, monkeypatch, tmp_path / "old", tmp_path / "new", "--layers", 9)
     assert "--layers is 9; give 1 to 2, as many as the model has to be copied." in capsys.readouterr().err
     assert not (tmp_path / "new").exists()

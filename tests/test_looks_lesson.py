@@ -1,29 +1,21 @@
 """examples/looks_lesson.py: a model that the package carries takes the lesson."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 
-from visa_hf import VisaForVideoSegmentation
+from tests.example_scripts import load_example, weights_changed_by
 from visa_hf.bundled import BUNDLED_MODEL
 from visa_hf.datasets_scripts.synthetic import ClipOptions
 from visa_hf.datasets_scripts.synthetic_scene import ATTRIBUTES
 from visa_hf.inference import load_model
 
-SCRIPT = Path(__file__).parents[1] / "examples" / "looks_lesson.py"
 OPTIONS = ClipOptions(size=(128, 128), num_frames=(1, 1), levels=(1,), num_expressions=1)
 
 
 @pytest.fixture(scope="module")
 def lesson():
-    spec = importlib.util.spec_from_file_location("looks_lesson", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_example("looks_lesson")
 
 
 def test_masks_turn_with_their_picture_in_all_eight_ways(lesson):
@@ -41,15 +33,7 @@ def test_masks_turn_with_their_picture_in_all_eight_ways(lesson):
 
 
 def test_the_lesson_changes_tower_and_projector_alone(lesson, tmp_path, monkeypatch):
-    model, processor = load_model(BUNDLED_MODEL, device="cpu", dtype="float32")
-    model.save_pretrained(tmp_path / "model")
-    processor.save_pretrained(tmp_path / "model")
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    arguments = [str(tmp_path / "model"), str(tmp_path / "out"), "--pictures", "20", "--held-out", "4", "--steps", "2"]
-    monkeypatch.setattr(sys, "argv", ["looks_lesson.py", *arguments])
-    lesson.main()
-    after = VisaForVideoSegmentation.from_pretrained(tmp_path / "out").state_dict()
-    changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    changed = weights_changed_by(lesson, monkeypatch, tmp_path, "--pictures", 20, "--held-out", 4, "--steps", 2)
     assert changed
     assert all(name.startswith(("model.vision_tower.", "model.mm_projector.")) for name in changed)
 

@@ -1,25 +1,16 @@
 """examples/motion_lesson.py: a model that the package carries takes the lesson."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
-from visa_hf import VisaForVideoSegmentation
+from tests.example_scripts import load_example, weights_changed_by
 from visa_hf.bundled import BUNDLED_MODEL
 from visa_hf.inference import load_model
-
-SCRIPT = Path(__file__).parents[1] / "examples" / "motion_lesson.py"
 
 
 @pytest.fixture(scope="module")
 def lesson():
-    spec = importlib.util.spec_from_file_location("motion_lesson", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_example("motion_lesson")
 
 
 def test_words_of_motion_differ_by_what_the_head_tells_apart_and_no_others_change(lesson):
@@ -42,15 +33,7 @@ def test_words_of_motion_differ_by_what_the_head_tells_apart_and_no_others_chang
 
 
 def test_the_lesson_changes_language_model_and_projector_alone(lesson, tmp_path, monkeypatch):
-    model, processor = load_model(BUNDLED_MODEL, device="cpu", dtype="float32")
-    model.save_pretrained(tmp_path / "model")
-    processor.save_pretrained(tmp_path / "model")
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    arguments = [str(tmp_path / "model"), str(tmp_path / "out"), "--clips", "6", "--held-out", "2", "--steps", "2"]
-    monkeypatch.setattr(sys, "argv", ["motion_lesson.py", *arguments])
-    lesson.main()
-    after = VisaForVideoSegmentation.from_pretrained(tmp_path / "out").state_dict()
-    changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    changed = weights_changed_by(lesson, monkeypatch, tmp_path, "--clips", 6, "--held-out", 2, "--steps", 2)
     assert changed
     assert all(
         name.startswith(("model.language_model.layers.", "model.language_model.norm.", "model.mm_projector."))
