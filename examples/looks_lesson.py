@@ -49,6 +49,10 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=77, help="of the pictures")
     args = parser.parse_args()
+    if not 0 < args.held_out < args.pictures:
+        parser.error(
+            f"--held-out is {args.held_out}; it must be positive and leave some of the {args.pictures} pictures."
+        )
     # Also of weights in half precision, such as those of the package.
     model = VisaForVideoSegmentation.from_pretrained(args.model, dtype=torch.float32).eval()
     processor = VisaProcessor.from_pretrained(args.model)

@@ -53,6 +53,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=9, help="of the clips")
     parser.add_argument("--with-prompt", action="store_true", help="read a prompt first, and keep the head")
     args = parser.parse_args()
+    if not 0 < args.held_out < args.clips:
+        parser.error(f"--held-out is {args.held_out}; it must be positive and leave some of the {args.clips} clips.")
     # Also of weights in half precision, such as those of the package.
     model = VisaForVideoSegmentation.from_pretrained(args.model, dtype=torch.float32).eval()
     processor = VisaProcessor.from_pretrained(args.model)

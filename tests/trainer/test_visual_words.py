@@ -233,6 +233,20 @@ def test_states_of_visual_tokens_are_those_of_the_target_packed_or_not():
         torch.testing.assert_close(patches[video], features, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("asked", [True, [0], (-1,), []])
+def test_other_states_may_be_asked_for_beside_the_visual_ones(asked):
+    model = tiny_model().eval()
+    batch = VisaDataCollator(tiny_processor())([TinySamples(1, ("one",))[0]])
+    with torch.no_grad():
+        alone = model(**batch, use_cache=False, output_visual_states=True)
+        both = model(**batch, use_cache=False, output_visual_states=True, output_hidden_states=asked)
+        every = model(**batch, use_cache=False, output_hidden_states=True).hidden_states
+    assert alone.hidden_states is None
+    torch.testing.assert_close(both.middle_hidden_state, alone.middle_hidden_state)
+    for layer in range(len(every)) if asked is True else asked:
+        torch.testing.assert_close(both.hidden_states[layer], every[layer])
+
+
 def test_the_middle_of_a_single_layer_is_its_end():
     text = {**tiny_model().config.text_config.to_dict(), "num_hidden_layers": 1}
     model = tiny_model(text_config=text).eval()
@@ -383,3 +397,16 @@ def test_refusals(tmp_path):
         VisaTrainingArguments(output_dir=str(tmp_path), objective="words", use_cpu=True)
     with pytest.raises(ValueError, match="`visual_words_weight` is -1 but must be at least 0"):
         VisaTrainingArguments(output_dir=str(tmp_path), visual_words_weight=-1, use_cpu=True)
+    with pytest.raises(
+        ValueError, match="`visual_words_weight` is 0.5 and `objective` 'visual_words', but there are no"
+    ):
+        VisaTrainingArguments(
+            output_dir=str(tmp_path), visual_words_weight=0.5, objective="visual_words", use_cpu=True
+        )
+
+
+def test_several_processes_are_refused_beside_visual_words(tmp_path, monkeypatch):
+    monkeypatch.setattr(VisaTrainingArguments, "world_size", property(lambda self: 2))
+    VisaTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    with pytest.raises(ValueError, match="`visual_words_weight` is 0.5, with which one process alone trains"):
+        VisaTrainingArguments(output_dir=str(tmp_path), visual_words_weight=0.5, use_cpu=True)

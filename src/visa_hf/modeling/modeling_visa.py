@@ -475,8 +475,12 @@ class VisaForVideoSegmentation(VisaPreTrainedModel, GenerationMixin, VisaAskingM
 
         # 2) The language model reads text and visual tokens; 3) and scores the next ones.
         captured: dict[str, Any] = {}
-        if output_visual_states and not self._asks_for("output_hidden_states", kwargs):
-            captured = {"output_hidden_states": [self._middle_layer]}
+        if output_visual_states:
+            layers = kwargs.get("output_hidden_states")
+            if isinstance(layers, (list, tuple)):
+                kwargs["output_hidden_states"] = [*layers, self._middle_layer]
+            elif not self._asks_for("output_hidden_states", kwargs):
+                captured = {"output_hidden_states": [self._middle_layer]}
         packed = None
         features: Any = None
         if (

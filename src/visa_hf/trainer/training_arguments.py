@@ -46,7 +46,7 @@ class VisaTrainingArguments(TrainingArguments):
     Raises:
         ValueError: for arguments that would cut batches apart (`accelerator_config` with `dispatch_batches` or
             `split_batches`, several GPUs in one process), split the model (FSDP and the like), drop or reorder
-            samples, or lose checkpoints.
+            samples, lose checkpoints, or have no effect.
     """
 
     learning_rates: dict | str | None = field(
@@ -93,6 +93,11 @@ class VisaTrainingArguments(TrainingArguments):
             raise ValueError(f"`objective` is {self.objective!r} but must be one of {', '.join(OBJECTIVES)}.")
         if not self.visual_words_weight >= 0:
             raise ValueError(f"`visual_words_weight` is {self.visual_words_weight} but must be at least 0.")
+        if self.visual_words_weight and self.objective == "visual_words":
+            raise ValueError(
+                f"`visual_words_weight` is {self.visual_words_weight} and `objective` 'visual_words', but there are no "
+                "other losses then that they could be weighed against. Leave `visual_words_weight` out."
+            )
         if self.visual_words_weight and (self.world_size > 1 or self.deepspeed):
             raise ValueError(
                 f"`visual_words_weight` is {self.visual_words_weight}, with which one process alone trains, without "
