@@ -23,7 +23,7 @@ from tqdm import tqdm
 from visa_hf import VisaForVideoSegmentation, VisaProcessor
 from visa_hf.datasets_scripts.synthetic import ClipOptions, make_clip
 from visa_hf.datasets_scripts.synthetic_scene import ATTRIBUTES
-from visa_hf.trainer.visual_words import grouping_loss, patch_groups, patch_shares, place_loss
+from visa_hf.trainer.visual_words import grouping_loss, layout_loss, patch_groups, patch_shares
 
 BATCH_SIZE, WARMUP = 16, 50
 # Smaller ones, such as what another shape leaves to be seen, cannot be told.
@@ -106,7 +106,7 @@ def teach(
         for picture, states in zip(turned, patches, strict=True):
             shares = patch_shares(picture.masks, processor.image_processor, side)
             groups = patch_groups(shares, side)
-            layouts.append(grouping_loss(states, groups) + place_loss(states, groups, side))
+            layouts.append(grouping_loss(states, groups) + layout_loss(states, groups, side))
             features.append((shares / shares.sum(dim=1, keepdim=True)) @ states)
         scores = model.lm_head(network.mm_projector(torch.cat(features)))
         looks = torch.cat([picture.looks for picture in turned])

@@ -79,7 +79,8 @@ def _lesson(
     frames = np.linspace(0, len(clip.frames) - 1, NUM_FRAMES).round().astype(int)
     motions = {}
     for expression in clip.expressions:
-        said = expression.answer.split("[SEG]")[0].split()
+        # What is asked for comes first, and may name the place of a thing: "the shape furthest to the left".
+        said = expression.answer.split(". ")[-1].removesuffix(" [SEG].").split()
         if len(expression.objects) == 1:
             for word in set(MOTIONS) & set(said):
                 motions[expression.objects[0]] = MOTIONS.index(word)

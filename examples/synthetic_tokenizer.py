@@ -42,7 +42,8 @@ def texts() -> Counter[str]:
             for index in range(_CLIPS_PER_LEVEL):
                 for expression in make_clip(1, index, options=options).expressions:
                     found[expression.text] += 1
-                    found[expression.answer] += 1
+                    # What an answer begins with is made of the words of sentences.
+                    found[expression.answer.split(". ")[-1]] += 1
     prompts = [SYSTEM_PROMPT, *ANSWER_TEMPLATES, FRAME_QUESTION, "USER: a ASSISTANT: a", "0% 10% 100%"]
     for style, templates in QUESTION_TEMPLATES.items():
         for template in range(len(templates)):

@@ -12,6 +12,7 @@ from visa_hf.datasets_scripts.synthetic_dice import Dice
 from visa_hf.datasets_scripts.synthetic_drawing import outline_shapes
 from visa_hf.datasets_scripts.synthetic_expressions import SyntheticExpression, make_expressions
 from visa_hf.datasets_scripts.synthetic_facts import Facts, members
+from visa_hf.datasets_scripts.synthetic_meanings import plain_words
 from visa_hf.datasets_scripts.synthetic_measures import Measures
 from visa_hf.datasets_scripts.synthetic_motion import DIRECTIONS, Path
 from visa_hf.datasets_scripts.synthetic_scene import ATTRIBUTES, PILLAR, Backdrop, Look, Scene, Shape
@@ -116,15 +117,18 @@ def to_tuple(value: object) -> object:
     return tuple(to_tuple(item) for item in value) if isinstance(value, list) else value
 
 
-def test_answers_name_all_that_the_objects_look_like_before_they_show_them() -> None:
+def test_answers_say_what_is_asked_for_and_then_what_the_objects_look_like_before_they_show_them() -> None:
     for clip, expression in expressions():
-        if expression.objects:
-            assert expression.answer.startswith("It is the ") and expression.answer.endswith(" [SEG].")
+        asked, told = expression.answer.split(". ")
+        assert asked == plain_words(expression.meaning).capitalize()
+        if not expression.objects:
+            assert told == "No such thing is there."
+            continue
+        assert told.startswith("It is the ") and told.endswith(" [SEG].")
         for thing in expression.objects:
             look = clip.objects[thing]
             words = f"{look.color} {look.form}" if look.form == PILLAR else f"{look.texture} {look.color} {look.form}"
-            assert words in expression.answer
-    assert {e.answer for _, e in expressions() if e.type_id == 2} == {"No such thing is there."}
+            assert words in told
 
 
 def test_each_clip_has_a_sentence_about_all_shapes_whose_answer_names_them_from_left_to_right() -> None:
@@ -135,7 +139,53 @@ def test_each_clip_has_a_sentence_about_all_shapes_whose_answer_names_them_from_
     columns = [np.nonzero(mask[0])[1].mean() for mask in clip.masks]
     looks = [clip.objects[thing] for thing in np.argsort(columns)]
     *names, last = [f"the {look.texture} {look.color} {look.form}" for look in looks]
-    assert first.answer == f"It is {', '.join(names)} and {last} [SEG]."
+    assert first.answer == f"All shapes. It is {', '.join(names)} and {last} [SEG]."
+
+
+GREEN_SHAPE = ("and", ("shape",), ("color", "green"))
+
+
+@pytest.mark.parametrize(
+    ("meaning", "words"),
+    [
+        (("and", ("shape",)), "all shapes"),
+        (("and", ("shape",), ("color", "red"), ("texture", "striped")), "the striped red shape"),
+        (("and", ("shape",), ("form", "star"), ("moves", "down left")), "the star moving down and to the left"),
+        (("and", ("shape",), ("concept", "zebra"), ("still",)), "the striped shape standing still"),
+        (("and", ("shape",), ("concept", "roll"), ("color", "blue")), "the blue circle or ring"),
+        (("and", ("shape",), ("hides",)), "the shape that hides something else"),
+        (("and", ("shape",), ("vanishes",)), "the shape that vanishes behind something and comes back"),
+        (("and", ("shape",), ("unlike", "color")), "the shape with another colour than the others"),
+        (
+            ("and", ("shape",), ("related", "same form", GREEN_SHAPE)),
+            "the shape with the same form as the green shape",
+        ),
+        (("and", ("shape",), ("related", "behind", ("form", "pillar"))), "the shape partly hidden by the pillar"),
+        (("most", "size", -1, GREEN_SHAPE), "the smallest green shape"),
+        (("most", "speed", 1, ("and", ("shape",), ("moving",))), "the fastest shape"),
+        (
+            ("most", "x first", 1, ("and", ("shape",), ("texture", "plain"), ("seen in", 0))),
+            "the plain shape furthest to the right at the beginning",
+        ),
+        (("most", "exit", -1, ("and", ("shape",), ("leaves",))), "the shape first to leave the picture"),
+        (
+            ("and", ("shape",), ("color", "red"), ("most", "exit", 1, ("leaves",))),
+            "the red shape last to leave the picture",
+        ),
+        (("and", ("shape",), ("not", GREEN_SHAPE)), "the shape other than the green shape"),
+        (("or", GREEN_SHAPE, ("and", ("shape",), ("color", "blue"))), "the blue shape and the green shape"),
+    ],
+)
+def test_what_is_asked_for_is_said_in_words_for_what_is_to_be_seen(meaning, words) -> None:
+    assert plain_words(meaning) == words
+
+
+def test_every_meaning_has_plain_words_that_do_not_depend_on_how_the_sentence_is_worded() -> None:
+    for _, expression in expressions():
+        words = plain_words(expression.meaning)
+        assert words.startswith(("the ", "all shapes")) and "|" not in words and "{" not in words
+        # Nothing that takes knowledge or a figure of speech is left in them.
+        assert not any(word in words for word in ("like", "colour of", "seems", "would", "could"))
 
 
 # The same again by plain means: the masks alone

@@ -11,9 +11,9 @@ from visa_hf.trainer import VisaDataCollator, VisaTrainer, VisaTrainingArguments
 from visa_hf.trainer.visual_words import (
     frame_masks,
     grouping_loss,
+    layout_loss,
     patch_groups,
     patch_shares,
-    place_loss,
     surprises,
     target_patches,
     token_losses,
@@ -155,12 +155,14 @@ def test_gradients_of_the_grouping_loss_pull_a_group_together():
     assert distances[same].max() < distances[~same].min()
 
 
-def test_the_place_of_a_group_is_its_centre_in_the_first_two_channels():
-    patches, groups = torch.zeros(4, 3), torch.tensor([0, 2, 0, 2])  # the right column: x = 2.5, y = 0
-    torch.testing.assert_close(place_loss(patches, groups, 2), torch.tensor(2.5**2))
-    patches[groups == 2] = torch.tensor([2.5, 0.0, 9.0])
-    assert place_loss(patches, groups, 2) == 0
-    assert place_loss(patches, torch.zeros(4, dtype=torch.int64), 2) == 0
+def test_the_place_and_size_of_a_group_are_in_the_first_three_channels():
+    # The right column of 2 x 2 patches: x = 2.5, y = 0; the side of a square of two patches is 0.707 of the frame's.
+    patches, groups = torch.zeros(4, 4), torch.tensor([0, 2, 0, 2])
+    size = 40 * 0.5**0.5 - 7
+    torch.testing.assert_close(layout_loss(patches, groups, 2), torch.tensor(2.5**2 + size**2))
+    patches[groups == 2] = torch.tensor([2.5, 0.0, size, 9.0])
+    assert layout_loss(patches, groups, 2) < 1e-9
+    assert layout_loss(patches, torch.zeros(4, dtype=torch.int64), 2) == 0
 
 
 def test_a_batch_s_losses_are_those_of_its_masks_one_by_one(tmp_path):
@@ -181,7 +183,7 @@ def test_a_batch_s_losses_are_those_of_its_masks_one_by_one(tmp_path):
         side = round(len(patches) ** 0.5)
         shares = [patch_shares(masks, processor.image_processor, side) for masks in batch["mask_labels"] if len(masks)]
         groups = patch_groups(torch.cat(shares), side)
-        grouping = grouping_loss(patches, groups) + place_loss(patches, groups, side)
+        grouping = grouping_loss(patches, groups) + layout_loss(patches, groups, side)
         expected_groupings += [grouping] * sum(map(len, shares))
         for labels, masks in zip(batch["labels"], batch["mask_labels"], strict=True):
             said = sorted(set(labels.tolist()) - {-100, *processor.tokenizer.all_special_ids})
@@ -193,6 +195,26 @@ def test_a_batch_s_losses_are_those_of_its_masks_one_by_one(tmp_path):
     assert expected.min() > 0
     torch.testing.assert_close(losses, expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(groupings, torch.stack(expected_groupings), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("answer", "telling"),
+    [
+        ("it is red [SEG].", "it is red [SEG]."),
+        ("the blue shape. it is red [SEG].", "it is red [SEG]."),
+        ("what stands. still. it is red [SEG]. a hat.", "it is red [SEG]. a hat."),
+    ],
+)
+def test_only_sentences_from_the_one_with_seg_on_tell_of_the_masks(answer, telling):
+    processor = tiny_processor()
+    samples = TinySamples(1, ("one",))
+    batch = VisaDataCollator(processor)([samples[0]])
+    tokens = torch.tensor(processor.tokenizer(answer, add_special_tokens=False).input_ids)
+    batch["labels"] = torch.cat([torch.full((1, 5), -100), tokens[None]], dim=1)
+    batch["mask_labels"][0][:] = 1
+    (words,) = frame_masks(processor, batch, 16).words
+    expected = set(processor.tokenizer(telling, add_special_tokens=False).input_ids)
+    assert set(words.tolist()) == expected - set(processor.tokenizer.all_special_ids)
 
 
 # --- visual tokens in the language model ---

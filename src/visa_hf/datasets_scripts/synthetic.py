@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 # Changes whenever the same seed gives another clip.
 VERSION = 2
+# Changes whenever the answers to its sentences do.
+ANSWERS_VERSION = 2
 # "unseen" holds the compositions of colour, form and texture that the others never hold; it is read with "valid".
 SPLITS = ("train", "valid", "unseen")
 DESCRIPTION_FILE = "synthetic.json"
@@ -171,8 +173,8 @@ def write_dataset(
 
     Videos are named `train_00000`, `valid_00000` and `unseen_00000`; the unseen ones are in
     `meta_expressions_valid_.json` too. Expressions have three keys more than ReVOS's: `idea` (what kind of thought it
-    takes), `meaning` (the program, see `Facts.truth`) and `answer` (a description, then `[SEG]`): see `Synthetic`.
-    `synthetic.json` holds version, seed, options and the names of the unseen videos.
+    takes), `meaning` (the program, see `Facts.truth`) and `answer` (what is asked for in plain words, a description,
+    then `[SEG]`): see `Synthetic`. `synthetic.json` holds versions, seed, options and the names of the unseen videos.
 
     Args:
         output (path): folder to write; it must not be there, unless it holds this very data set.
@@ -226,6 +228,7 @@ def _description(seed: int, num_videos: Mapping[str, int], options: ClipOptions)
     description = {
         "generator": "visa_hf.datasets_scripts.synthetic",
         "version": VERSION,
+        "answers_version": ANSWERS_VERSION,
         "seed": seed,
         "num_videos": {split: num_videos.get(split, 0) for split in SPLITS},
         "options": asdict(options),

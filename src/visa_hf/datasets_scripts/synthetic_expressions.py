@@ -11,6 +11,7 @@ from itertools import combinations
 
 from .synthetic_dice import Dice
 from .synthetic_facts import Facts, Program, both, members
+from .synthetic_meanings import plain_words
 from .synthetic_scene import ATTRIBUTES, PILLAR, Look
 from .synthetic_words import (
     CONCEPTS,
@@ -55,7 +56,8 @@ class SyntheticExpression:
         objects (`tuple[int, ...]`): the things it means, as places in the clip's objects; empty for type 2.
         idea (`str`): what kind of thought it takes, such as "motion" or "knowledge".
         meaning (`tuple`): program that is true of exactly these things, see `Facts.truth`.
-        answer (`str`): an answer that describes the things and then holds `[SEG]`; without one for type 2.
+        answer (`str`): an answer that says what is asked for in plain words, then describes the things and holds
+            `[SEG]`; without one for type 2.
     """
 
     text: str
@@ -107,7 +109,7 @@ def make_expressions(facts: Facts, dice: Dice, num_expressions: int) -> tuple[Sy
         text, things = _worded(candidate, facts, dice), tuple(members(candidate.things))
         if text not in expressions:
             expressions[text] = SyntheticExpression(
-                text, type_id, things, candidate.idea, candidate.meaning, _answer(facts, things)
+                text, type_id, things, candidate.idea, candidate.meaning, _answer(facts, candidate.meaning, things)
             )
     return tuple(expressions.values())
 
@@ -116,7 +118,8 @@ def _about_all(facts: Facts, dice: Dice) -> SyntheticExpression:
     """Return the sentence about all shapes: its answer tells of everything that there is to be seen."""
     things = tuple(members(facts.truth(("shape",))[0]))
     text = dice.choice(("all shapes", "all the shapes", "every shape"))
-    return SyntheticExpression(text, REFERRING, things, "all", conjunction(()), _answer(facts, things))
+    meaning = conjunction(())
+    return SyntheticExpression(text, REFERRING, things, "all", meaning, _answer(facts, meaning, things))
 
 
 def _drawn(candidates: list[_Candidate], dice: Dice) -> _Candidate:
@@ -430,15 +433,16 @@ def describe(facts: Facts, thing: int, *, with_motion: bool = True) -> str:
     return words
 
 
-def _answer(facts: Facts, things: tuple[int, ...]) -> str:
-    """Say what is meant, and then where it is: who has put a name to a thing finds it more easily.
+def _answer(facts: Facts, meaning: Program, things: tuple[int, ...]) -> str:
+    """Say what is asked for, which things these are, and then where: each step is found more easily after the last.
 
     Several things are named from left to right. What is not there gets no [SEG].
     """
+    asked = plain_words(meaning).capitalize()
     if not things:
-        return "No such thing is there."
+        return f"{asked}. No such thing is there."
     if len(things) == 1:
-        return f"It is {describe(facts, things[0])} [SEG]."
+        return f"{asked}. It is {describe(facts, things[0])} [SEG]."
     from_left = sorted(things, key=lambda thing: facts.measures.places(thing)[:, 0].mean())
     names = [describe(facts, thing, with_motion=False) for thing in from_left]
-    return f"It is {', '.join(names[:-1])} and {names[-1]} [SEG]."
+    return f"{asked}. It is {', '.join(names[:-1])} and {names[-1]} [SEG]."

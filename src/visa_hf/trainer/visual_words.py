@@ -9,7 +9,7 @@ language model makes of them:
   Visual Features from Large Weakly Supervised Data", https://huggingface.co/papers/1511.02251);
 - groups: patches of one thing are nearer to each other than to others, by the distance that token merging clusters
   them with, so that a visual token is of one thing;
-- places: two channels say where the thing is, so that its place survives the averaging.
+- layout: three channels say where the thing is and how large, so that both survive the averaging.
 
 The tower is trained with them alone in visual_words_trainer.py; they count beside the losses of answers and
 masks in visa_trainer.py.
@@ -25,6 +25,10 @@ from torch.nn import functional as F
 from visa_hf.modeling.losses_visa import IGNORE_INDEX
 from visa_hf.modeling.visual_tokens_visa import assign_clusters, average_clusters
 
+# A thing's size is the side of a square of as many patches, as a share of the frame's side, on a scale on which things
+# of the synthetic world lie as far apart as their places do.
+_SIZE_SCALE, _SIZE_OFFSET = 40, 7
+
 
 class FrameMasks(NamedTuple):
     """What masks of a micro-batch's target frames cover, and the words that are said about them.
@@ -32,7 +36,8 @@ class FrameMasks(NamedTuple):
     Args:
         videos (`list[int]`): the video of each of M masks.
         shares (`torch.Tensor` of shape `(M, patches)`): how much of each patch each mask covers.
-        words (list of M `torch.Tensor`, int64): different words of the answer; none where nothing is covered.
+        words (list of M `torch.Tensor`, int64): different words of the answer, without its sentences before the one
+            with `[SEG]`; none where nothing is covered.
         side (`int`): patches in a row, and rows.
         groups (`dict[int, torch.Tensor]`): [`patch_groups`] of each video that has masks.
     """
@@ -57,7 +62,7 @@ def frame_masks(processor: Any, inputs: dict[str, Any], num_patches: int) -> Fra
             continue
         videos += [video] * len(masks)
         shares.append(patch_shares(masks, processor.image_processor, side))
-        said = labels[labels != IGNORE_INDEX].unique()
+        said = _words_of_masks(labels[labels != IGNORE_INDEX], processor).unique()
         said = said[~torch.isin(said, no_words)]
         words += [said if bool(share.any()) else said[:0] for share in shares[-1]]
     together = torch.cat(shares) if shares else torch.zeros(0, num_patches)
@@ -66,13 +71,20 @@ def frame_masks(processor: Any, inputs: dict[str, Any], num_patches: int) -> Fra
     return FrameMasks(videos, together, words, side, groups)
 
 
+def _words_of_masks(answer: Tensor, processor: Any) -> Tensor:
+    """Leave out the sentences before the one with [SEG]: they may be of other things than the masks are."""
+    first_seg = int((answer == processor.seg_token_id).int().argmax())
+    stops = (answer[:first_seg] == processor.tokenizer.convert_tokens_to_ids(".")).nonzero()
+    return answer[int(stops[-1]) + 1 :] if len(stops) else answer
+
+
 def tower_losses(model: nn.Module, patches: Tensor, masks: FrameMasks) -> tuple[Tensor, Tensor]:
     """Losses of the patch features of target frames.
 
     The loss of a mask's words is the mean, over the different words of its answer, of the negative log-likelihood of
     the word given the mask's patches; a word weighs the more, the fewer answers of the batch have it, so that "it is
     the" weighs nothing. Masks that cover no patch of what the tower sees, and answers without a word of their own,
-    count as 0. Masks of one frame share the loss of its groups and places.
+    count as 0. Masks of one frame share the loss of its groups and layout.
 
     Args:
         model ([`VisaForVideoSegmentation`]): what is trained, without wrappers.
@@ -80,7 +92,7 @@ def tower_losses(model: nn.Module, patches: Tensor, masks: FrameMasks) -> tuple[
         masks ([`FrameMasks`]): M masks of these frames, at least one.
 
     Returns:
-        two `torch.Tensor` of shape `(M,)`, float32: of their words, and of groups and places.
+        two `torch.Tensor` of shape `(M,)`, float32: of their words, and of groups and layout.
     """
     network: Any = model.model
     head: Any = model.lm_head
@@ -89,7 +101,7 @@ def tower_losses(model: nn.Module, patches: Tensor, masks: FrameMasks) -> tuple[
     features = (weights[:, None] @ patches[masks.videos])[:, 0]  # (M, C)
     features = network.mm_projector(features.to(network.mm_projector.weight.dtype))
     layout = {
-        video: grouping_loss(patches[video], groups) + place_loss(patches[video], groups, masks.side)
+        video: grouping_loss(patches[video], groups) + layout_loss(patches[video], groups, masks.side)
         for video, groups in masks.groups.items()
     }
     words = word_losses(surprises(head(features)), masks.words)
@@ -282,26 +294,29 @@ def grouping_loss(patches: Tensor, groups: Tensor) -> Tensor:
     return (losses * weights).sum() / weights.sum().clamp(min=1)
 
 
-def place_loss(patches: Tensor, groups: Tensor, side: int) -> Tensor:
-    """How far the first two channels of patches are from the place of what they show.
+def layout_loss(patches: Tensor, groups: Tensor, side: int) -> Tensor:
+    """How far the first three channels of patches are from the place and size of what they show.
 
     Averages over tokens keep what is linear in the features, so that the language model can read from a token, and
-    compare between frames, where its thing is.
+    compare between things and frames, where its thing is and how large. (A token does not tell of how many patches it
+    is the average.)
 
     Args:
-        patches (`torch.Tensor` of shape `(side * side, C)`): features of the patches.
+        patches (`torch.Tensor` of shape `(side * side, C)`): features of the patches, three channels at least.
         groups (`torch.Tensor` of shape `(side * side,)`, int64): which of them belong together; 0 belongs to nothing.
         side (`int`): patches in a row, and rows.
 
     Returns:
-        `torch.Tensor` of shape `()`, float32: mean over groups of the squared difference between the channels and
-        the group's centre, x and y in [-5, 5]; 0 without a group.
+        `torch.Tensor` of shape `()`, float32: mean over groups of the squared differences between the channels and the
+        group's centre, x and y in [-5, 5], and size, see `_SIZE_SCALE`; 0 without a group.
     """
     numbers = torch.arange(side * side, device=patches.device)
     places = (torch.stack([numbers % side, numbers // side], dim=1) + 0.5) / side * 10 - 5
-    losses = [
-        (patches[groups == group, :2].float() - places[groups == group].mean(dim=0)).square().sum(dim=1).mean()
-        for group in groups.unique().tolist()
-        if group
-    ]
+    losses = []
+    for group in groups.unique().tolist():
+        if group:
+            is_in = groups == group
+            size = _SIZE_SCALE * is_in.sum().sqrt() / side - _SIZE_OFFSET
+            layout = torch.cat([places[is_in].mean(dim=0), size[None]])
+            losses.append((patches[is_in, :3].float() - layout).square().sum(dim=1).mean())
     return torch.stack(losses).mean() if losses else patches.new_zeros((), dtype=torch.float32)
