@@ -14,7 +14,7 @@ from visa_hf.inference import load_model
 # What it learnt from had seed 0.
 SEED = 4
 OPTIONS = ClipOptions(size=(128, 128), num_frames=(12, 16), levels=(1,), num_expressions=10)
-NUM_CLIPS = 6
+NUM_CLIPS = 8
 
 
 @pytest.fixture(scope="module")
@@ -40,11 +40,11 @@ def scores_of(split, loaded):
     return np.array(scores), np.array(empty)
 
 
-# Measured: 0.550 and 0.62, 0.386 and 0.56. (On 60 clips each: docs/reproduce.md.) Rounding may turn a few answers.
-@pytest.mark.parametrize(("split", "least", "least_empty"), [("valid", 0.5, 0.4), ("unseen", 0.34, 0.3)])
+# Measured: 0.505 and 0.60, 0.484 and 0.50. (On 60 clips each: docs/reproduce.md.) Rounding may turn a few answers.
+@pytest.mark.parametrize(("split", "least", "least_empty"), [("valid", 0.45, 0.4), ("unseen", 0.43, 0.3)])
 def test_sentences_about_clips_that_it_never_saw(loaded, split, least, least_empty):
     scores, empty = scores_of(split, loaded)
-    assert len(scores) >= 40
+    assert len(scores) >= 60
     assert scores.mean() >= least
     assert empty.mean() >= least_empty
 

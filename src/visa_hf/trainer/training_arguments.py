@@ -95,8 +95,8 @@ class VisaTrainingArguments(TrainingArguments):
             raise ValueError(f"`visual_words_weight` is {self.visual_words_weight} but must be at least 0.")
         if self.visual_words_weight and self.objective == "visual_words":
             raise ValueError(
-                f"`visual_words_weight` is {self.visual_words_weight} and `objective` 'visual_words', but there are no "
-                "other losses then that they could be weighed against. Leave `visual_words_weight` out."
+                f"`visual_words_weight` is {self.visual_words_weight} and `objective` 'visual_words', but then there "
+                "are no other losses to weigh them against. Leave `visual_words_weight` out."
             )
         if self.visual_words_weight and (self.world_size > 1 or self.deepspeed):
             raise ValueError(
