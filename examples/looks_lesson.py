@@ -5,7 +5,7 @@
 MODEL is a checkpoint of the synthetic world. Its tower learns colours and textures soon, forms slowly: a patch shows
 but a corner or an edge. Here nothing else is trained and no answer is read, so a step costs half of one of
 `visa train tiny_synthetic_words`: pictures are drawn once and kept, each time turned or mirrored anew (a circle stays
-a circle), and each shape is asked for the words of its looks alone. Groups and places count as they do there
+a circle), and each shape is asked for the words of its looks alone. Groups and layout count as they do there
 (src/visa_hf/trainer/visual_words.py), so that the patches of a shape stay together.
 """
 

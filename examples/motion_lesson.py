@@ -80,7 +80,7 @@ def _lesson(
     motions = {}
     for expression in clip.expressions:
         # What is asked for comes first, and may name the place of a thing: "the shape furthest to the left".
-        said = expression.answer.split(". ")[-1].removesuffix(" [SEG].").split()
+        said = expression.told.removesuffix(" [SEG].").split()
         if len(expression.objects) == 1:
             for word in set(MOTIONS) & set(said):
                 motions[expression.objects[0]] = MOTIONS.index(word)

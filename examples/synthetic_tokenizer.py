@@ -43,7 +43,7 @@ def texts() -> Counter[str]:
                 for expression in make_clip(1, index, options=options).expressions:
                     found[expression.text] += 1
                     # What an answer begins with is made of the words of sentences.
-                    found[expression.answer.split(". ")[-1]] += 1
+                    found[expression.told] += 1
     prompts = [SYSTEM_PROMPT, *ANSWER_TEMPLATES, FRAME_QUESTION, "USER: a ASSISTANT: a", "0% 10% 100%"]
     for style, templates in QUESTION_TEMPLATES.items():
         for template in range(len(templates)):

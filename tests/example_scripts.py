@@ -4,6 +4,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from visa_hf import VisaForVideoSegmentation
@@ -23,6 +24,13 @@ def run_example(script, monkeypatch, *arguments):
     """Run a script's `main` with these words after its name."""
     monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *map(str, arguments)])
     script.main()
+
+
+def refusal_of(script, monkeypatch, capsys, *arguments):
+    """Run a script's `main` with words that it refuses; return what it says."""
+    with pytest.raises(SystemExit):
+        run_example(script, monkeypatch, *arguments)
+    return capsys.readouterr().err
 
 
 def weights_changed_by(lesson, monkeypatch, folder, *options):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.example_scripts import load_example, run_example, weights_changed_by
+from tests.example_scripts import load_example, refusal_of, weights_changed_by
 from visa_hf.bundled import BUNDLED_MODEL
 from visa_hf.datasets_scripts.synthetic import ClipOptions
 from visa_hf.datasets_scripts.synthetic_scene import ATTRIBUTES
@@ -53,7 +53,5 @@ def test_what_is_taught_is_learnt(lesson):
 @pytest.mark.parametrize("held_out", [0, 20])
 def test_pictures_are_left_to_learn_from_and_to_ask_for(lesson, tmp_path, monkeypatch, capsys, held_out):
     arguments = (BUNDLED_MODEL, tmp_path / "out", "--pictures", 20, "--held-out", held_out)
-    with pytest.raises(SystemExit):
-        run_example(lesson, monkeypatch, *arguments)
-    message = f"--held-out is {held_out}; it must be positive and leave some of the 20 pictures."
-    assert message in capsys.readouterr().err
+    error = refusal_of(lesson, monkeypatch, capsys, *arguments)
+    assert f"--held-out is {held_out}; it must be positive and leave some of the 20 pictures." in error

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.example_scripts import load_example, run_example, weights_changed_by
+from tests.example_scripts import load_example, refusal_of, weights_changed_by
 from visa_hf.bundled import BUNDLED_MODEL
 from visa_hf.inference import load_model
 
@@ -44,7 +44,5 @@ def test_the_lesson_changes_language_model_and_projector_alone(lesson, tmp_path,
 @pytest.mark.parametrize("held_out", [0, 6])
 def test_clips_are_left_to_learn_from_and_to_ask_for(lesson, tmp_path, monkeypatch, capsys, held_out):
     arguments = (BUNDLED_MODEL, tmp_path / "out", "--clips", 6, "--held-out", held_out)
-    with pytest.raises(SystemExit):
-        run_example(lesson, monkeypatch, *arguments)
-    message = f"--held-out is {held_out}; it must be positive and leave some of the 6 clips."
-    assert message in capsys.readouterr().err
+    error = refusal_of(lesson, monkeypatch, capsys, *arguments)
+    assert f"--held-out is {held_out}; it must be positive and leave some of the 6 clips." in error

@@ -67,6 +67,11 @@ class SyntheticExpression:
     meaning: Program
     answer: str
 
+    @property
+    def told(self) -> str:
+        """The answer without the sentence that it begins with, which says what is asked for."""
+        return self.answer.split(". ", 1)[1]
+
 
 @dataclass(frozen=True)
 class _Candidate:

@@ -66,9 +66,8 @@ def _tell(program: Program, before: list[str], look: dict[str, str], after: list
         adjective, modifier = _EXTREMES[key, sign]
         before += [adjective] if adjective else []
         # Only what moves can be fast, what leaves can be the first to leave: that goes without saying.
-        known = [part for part in (domain[1:] if domain[0] == "and" else (domain,)) if part[0] in ATTRIBUTES]
-        for part in known:
-            _tell(part, before, look, after)
+        parts = domain[1:] if domain[0] == "and" else (domain,)
+        look.update(part for part in parts if part[0] in ATTRIBUTES)
         after += [modifier] if modifier else []
     elif name == "related":
         relation, other = arguments
