@@ -249,7 +249,7 @@ def test_states_of_visual_tokens_are_those_of_the_target_packed_or_not():
                 use_cache=False,
                 output_hidden_states=True,
             ).hidden_states
-            alone = model.model.language_model.norm(states_by_layer[middle])
+            alone = states_by_layer[middle]
             features = model.get_image_features(frames[-1:]).last_hidden_state[0]
         torch.testing.assert_close(states[video], alone[0, -length:], rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(patches[video], features, rtol=1e-4, atol=1e-4)
@@ -269,13 +269,20 @@ def test_other_states_may_be_asked_for_beside_the_visual_ones(asked):
         torch.testing.assert_close(both.hidden_states[layer], every[layer])
 
 
-def test_the_middle_of_a_single_layer_is_its_end():
+def test_before_a_single_layer_there_are_the_embeddings():
     text = {**tiny_model().config.text_config.to_dict(), "num_hidden_layers": 1}
     model = tiny_model(text_config=text).eval()
     batch = VisaDataCollator(tiny_processor())([TinySamples(1, ("one",))[0]])
     with torch.no_grad():
         outputs = model(**batch, use_cache=False, output_visual_states=True)
-    torch.testing.assert_close(model.lm_head(outputs.middle_hidden_state), outputs.logits)
+        read = model.model.language_model.layers[0](
+            outputs.middle_hidden_state,
+            position_embeddings=model.model.language_model.rotary_emb(
+                outputs.middle_hidden_state, torch.arange(batch["input_ids"].shape[1])[None]
+            ),
+        )
+        logits = model.lm_head(model.model.language_model.norm(read))
+    torch.testing.assert_close(logits, outputs.logits)
 
 
 def test_states_are_returned_only_when_they_are_asked_for():
@@ -316,11 +323,12 @@ def test_the_loss_of_a_mask_s_tokens_is_that_of_its_words_weighted_by_its_share_
     with torch.no_grad():
         patches, states = _read(model, batch)
         masks = frame_masks(processor, batch, patches.shape[1])
-        losses = token_losses(model, patches, states, masks)
+        every_share = token_shares(model.config, patches, masks.shares, masks.videos)
+        losses = token_losses(model, every_share, states, masks)
         told, words = [], []
         for video in (0, 1):
             shares = token_shares(model.config, patches, masks.shares[[video]], [video])[0]
-            scores = surprises(model.lm_head(states[video]))
+            scores = surprises(model.lm_head(model.model.language_model.norm(states[video])))
             told.append(sum(share**2 * row for share, row in zip(shares, scores, strict=True)) / shares.square().sum())
             words.append(masks.words[video])
         expected = word_losses(torch.stack(told), words)
@@ -358,7 +366,8 @@ def test_visual_words_count_beside_answers_and_masks(tmp_path):
     with torch.no_grad():
         patches, states = _read(model, batch)
         masks = frame_masks(tiny_processor(), batch, patches.shape[1])
-        losses = torch.cat([*tower_losses(model, patches, masks), token_losses(model, patches, states, masks)])
+        shares = token_shares(model.config, patches, masks.shares, masks.videos)
+        losses = torch.cat([*tower_losses(model, patches, masks), token_losses(model, shares, states, masks)])
     expected = plain + 0.5 * float(losses.sum()) / len(masks.videos)
     assert weighted == pytest.approx(expected, rel=1e-3) and weighted > plain + 0.1
     # Words weigh by how rare they are in a micro-batch, which is another one here.

@@ -478,9 +478,9 @@ class VisaForVideoSegmentation(VisaPreTrainedModel, GenerationMixin, VisaAskingM
         if output_visual_states:
             layers = kwargs.get("output_hidden_states")
             if isinstance(layers, (list, tuple)):
-                kwargs["output_hidden_states"] = [*layers, self._middle_layer]
+                kwargs["output_hidden_states"] = [*layers, self.middle_layer]
             elif not self._asks_for("output_hidden_states", kwargs):
-                captured = {"output_hidden_states": [self._middle_layer]}
+                captured = {"output_hidden_states": [self.middle_layer]}
         packed = None
         features: Any = None
         if (
@@ -534,9 +534,7 @@ class VisaForVideoSegmentation(VisaPreTrainedModel, GenerationMixin, VisaAskingM
         visual: dict[str, Any] = {}
         if output_visual_states:
             patches = None if features is None else features.last_hidden_state
-            middle = outputs.hidden_states[self._middle_layer]
-            if self._middle_layer < self.config.text_config.num_hidden_layers:  # the last ones are normalised already
-                middle = self.model.language_model.norm(middle)
+            middle = outputs.hidden_states[self.middle_layer]
             middle = middle if packed is None else packed.unpack(middle)
             visual = {"middle_hidden_state": middle, "patch_features": patches}
         return VisaOutput(
@@ -550,9 +548,10 @@ class VisaForVideoSegmentation(VisaPreTrainedModel, GenerationMixin, VisaAskingM
         )
 
     @property
-    def _middle_layer(self) -> int:
-        """How many layers make the first half of the language model."""
-        return (self.config.text_config.num_hidden_layers + 1) // 2
+    def middle_layer(self) -> int:
+        """How many layers make the first half of the language model: at least one layer comes after them."""
+        num_layers: int = self.config.text_config.num_hidden_layers
+        return min((num_layers + 1) // 2, num_layers - 1)
 
     def _asks_for(self, name: str, kwargs: dict[str, Any]) -> bool:
         """Whether an output of the language model is asked for; what is not given is what its configuration says."""

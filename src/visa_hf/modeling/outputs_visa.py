@@ -35,7 +35,7 @@ class VisaOutput(ModelOutput):
         attentions (tuple of `torch.FloatTensor` of shape `(N, heads, S, S)`): with `output_attentions` and eager
             attention, the attention weights of each layer.
         middle_hidden_state (`torch.FloatTensor` of shape `(N, S, D)`): with `output_visual_states`, states of the text
-            model after the first half of its layers (of seven, four), normalised as the last ones are.
+            model after the first half of its layers (of seven, four), as its next layer gets them.
         patch_features (`torch.FloatTensor` of shape `(F, patches, channels)`): with `output_visual_states`, what the
             visual tower made of the frames, before they are merged.
     """

@@ -40,6 +40,8 @@ class VisaTrainingArguments(TrainingArguments):
             ([`VisualWordsTrainer`]).
         visual_words_weight (`float`, defaults to 0.0): weight of the losses of visual words (visual_words.py) beside
             those of answers and masks, for trainings from nothing; they keep visual tokens telling. One process alone.
+        pointing_weight (`float`, defaults to 0.0): weight of the loss of where the language model looks while it
+            describes what it is about to mask (pointing.py), for trainings from nothing. One process alone.
         num_overlays (`int`, defaults to 4): pictures of the target frame, its true and its predicted masks that each
             evaluation sends to TensorBoard and the other trackers of `report_to`.
 
@@ -60,6 +62,9 @@ class VisaTrainingArguments(TrainingArguments):
     )
     visual_words_weight: float = field(
         default=0.0, metadata={"help": "Weight of the losses of visual words beside those of answers and masks."}
+    )
+    pointing_weight: float = field(
+        default=0.0, metadata={"help": "Weight of the loss of where the language model looks while it describes."}
     )
     num_overlays: int = field(default=4, metadata={"help": "Pictures that each evaluation logs."})
 
@@ -91,20 +96,26 @@ class VisaTrainingArguments(TrainingArguments):
         self.learning_rates = _checked_learning_rates(self.learning_rates)
         if self.objective not in OBJECTIVES:
             raise ValueError(f"`objective` is {self.objective!r} but must be one of {', '.join(OBJECTIVES)}.")
-        if not self.visual_words_weight >= 0:
-            raise ValueError(f"`visual_words_weight` is {self.visual_words_weight} but must be at least 0.")
-        if self.visual_words_weight and self.objective == "visual_words":
-            raise ValueError(
-                f"`visual_words_weight` is {self.visual_words_weight} and `objective` 'visual_words', but then there "
-                "are no other losses to weigh them against. Leave `visual_words_weight` out."
-            )
-        if self.visual_words_weight and (self.world_size > 1 or self.deepspeed):
-            raise ValueError(
-                f"`visual_words_weight` is {self.visual_words_weight}, with which one process alone trains, without "
-                "DeepSpeed. Start one, without `deepspeed`, or set it to 0."
-            )
+        for name in ("visual_words_weight", "pointing_weight"):
+            self._check_weight(name)
         if self.num_overlays < 0:
             raise ValueError(f"`num_overlays` is {self.num_overlays} but must be at least 0.")
+
+    def _check_weight(self, name: str) -> None:
+        """Refuse a weight of losses of visual tokens that is none, or that other arguments leave without effect."""
+        weight = getattr(self, name)
+        if not weight >= 0:
+            raise ValueError(f"`{name}` is {weight} but must be at least 0.")
+        if weight and self.objective == "visual_words":
+            raise ValueError(
+                f"`{name}` is {weight} and `objective` 'visual_words', but then there are no other losses to weigh "
+                f"them against. Leave `{name}` out."
+            )
+        if weight and (self.world_size > 1 or self.deepspeed):
+            raise ValueError(
+                f"`{name}` is {weight}, with which one process alone trains, without DeepSpeed. Start one, without "
+                "`deepspeed`, or set it to 0."
+            )
 
     def _check_sharding(self) -> None:
         """Refuse what splits the model in other ways than DeepSpeed's.

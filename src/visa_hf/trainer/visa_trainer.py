@@ -30,11 +30,13 @@ from visa_hf.trainer.lockstep import LockstepForward, targets_of
 from visa_hf.trainer.lora import TOWERS, plain_name, trainable_parameters
 from visa_hf.trainer.optimizer import parameter_groups
 from visa_hf.trainer.overlays import Overlay, OverlayCallback, draw_overlay, frame_of
+from visa_hf.trainer.pointing import check_pointing, pointing_losses
 from visa_hf.trainer.training_arguments import VisaTrainingArguments
 from visa_hf.trainer.visual_words import (
     frame_masks,
     target_patches,
     token_losses,
+    token_shares,
     tower_losses,
     visual_token_states,
 )
@@ -65,8 +67,8 @@ class VisaTrainer(WholeCheckpointsTrainer):
 
     Raises:
         TypeError: if `args` are not [`VisaTrainingArguments`].
-        ValueError: if a data set has no items by number, clips are to be measured with ZeRO-3, or there will be no
-            such metric as `args.metric_for_best_model`.
+        ValueError: if a data set has no items by number, clips are to be measured with ZeRO-3, there will be no such
+            metric as `args.metric_for_best_model`, or `args.pointing_weight` does not go with the text model.
     """
 
     model: nn.Module
@@ -109,6 +111,8 @@ class VisaTrainer(WholeCheckpointsTrainer):
         )
         base = unwrap_peft_model(self.accelerator.unwrap_model(model))
         config = base.config
+        if args.pointing_weight:
+            check_pointing(config, args.pointing_weight)
         self.clip_evaluation = clip_evaluation
         self._clip_prefix = "target_" if base.tracker is None else "clip_"
         self._check_best_metric()
@@ -174,7 +178,7 @@ class VisaTrainer(WholeCheckpointsTrainer):
         self, model: nn.Module, inputs: dict[str, Any], num_tokens: Tensor | None, num_masks: Tensor | None
     ) -> VisaOutput:
         """Run the model; `num_tokens` and `num_masks` are those of the step, `None` for the micro-batch's own."""
-        weight = self.args.visual_words_weight if model.training else 0.0
+        wants_visual = model.training and (self.args.visual_words_weight > 0 or self.args.pointing_weight > 0)
         # Losses of lockstep.py are made of logits. Under ZeRO-3 all processes must run modules in the same order, but
         # one may have nothing to pack.
         outputs = model(
@@ -184,23 +188,29 @@ class VisaTrainer(WholeCheckpointsTrainer):
             num_masks_in_batch=num_masks,
             packs_conversations=self.args.pack_conversations and not is_deepspeed_zero3_enabled(),
             skip_logits=not self._is_in_lockstep,
-            **({"output_visual_states": True} if weight else {}),
+            **({"output_visual_states": True} if wants_visual else {}),
         )
-        if weight and any(map(len, inputs["mask_labels"])):
-            outputs.loss = outputs.loss + weight * self._visual_words_loss(model, inputs, outputs, num_masks)
+        if wants_visual and any(map(len, inputs["mask_labels"])):
+            outputs.loss = outputs.loss + self._visual_loss(model, inputs, outputs, num_masks)
         return outputs
 
-    def _visual_words_loss(
-        self, model: nn.Module, inputs: dict[str, Any], outputs: Any, num_masks: Tensor | None
-    ) -> Tensor:
-        """Sum of the losses of visual words over `num_masks`, or over the masks of the micro-batch."""
+    def _visual_loss(self, model: nn.Module, inputs: dict[str, Any], outputs: Any, num_masks: Tensor | None) -> Tensor:
+        """Weighted sums of the losses of visual words and of pointing, over `num_masks` or the micro-batch's masks."""
         base: Any = unwrap_peft_model(model)
+        middle = outputs.middle_hidden_state
         patches = target_patches(outputs.patch_features, inputs["num_frames"])
         masks = frame_masks(self.processing_class, inputs, patches.shape[1])
-        states = visual_token_states(base, outputs.middle_hidden_state, inputs)
-        losses = [*tower_losses(base, patches, masks), token_losses(base, patches, states, masks)]
-        number = max(len(masks.videos), 1) if num_masks is None else num_masks.clamp(min=1)
-        return torch.cat(losses).sum() / number
+        shares = token_shares(base.config, patches, masks.shares.to(patches.device), masks.videos)
+        total = middle.new_zeros(())
+        if self.args.visual_words_weight:
+            states = visual_token_states(base, middle, inputs)
+            losses = [*tower_losses(base, patches, masks), token_losses(base, shares, states, masks)]
+            total = total + self.args.visual_words_weight * torch.cat(losses).sum()
+        if self.args.pointing_weight:
+            stop_id = self.processing_class.tokenizer.convert_tokens_to_ids(".")
+            pointing = pointing_losses(base, middle, inputs, shares, stop_id)
+            total = total + self.args.pointing_weight * pointing.sum()
+        return total / (max(len(masks.videos), 1) if num_masks is None else num_masks.clamp(min=1))
 
     def _in_lockstep(self, batches: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """Tell each micro-batch how many targets the process has that has most; at least one."""

@@ -108,7 +108,7 @@ def tower_losses(model: nn.Module, patches: Tensor, masks: FrameMasks) -> tuple[
     return words, torch.stack([layout[video] for video in masks.videos])
 
 
-def token_losses(model: nn.Module, patches: Tensor, states: Tensor, masks: FrameMasks) -> Tensor:
+def token_losses(model: nn.Module, shares: Tensor, states: Tensor, masks: FrameMasks) -> Tensor:
     """Losses of the language model's states of the target frames' visual tokens.
 
     There the state of each token is to predict, through the head, the words of what the token is of: also those that
@@ -118,15 +118,15 @@ def token_losses(model: nn.Module, patches: Tensor, states: Tensor, masks: Frame
 
     Args:
         model ([`VisaForVideoSegmentation`]): what is trained, without wrappers.
-        patches (`torch.Tensor` of shape `(B, patches, C)`): features of the target frame of each video.
-        states (`torch.Tensor` of shape `(B, L, D)`): of its visual tokens, [`visual_token_states`].
-        masks ([`FrameMasks`]): masks of these frames.
+        shares (`torch.Tensor` of shape `(M, L)`): how much of each visual token each mask covers, [`token_shares`].
+        states (`torch.Tensor` of shape `(B, L, D)`): of the visual tokens, [`visual_token_states`].
+        masks ([`FrameMasks`]): M masks of these frames.
 
     Returns:
         `torch.Tensor`, float32: the loss of each mask that counts.
     """
     head: Any = model.lm_head
-    config: Any = model.config
+    network: Any = model.model
     alone = [
         number
         for number, (video, share) in enumerate(zip(masks.videos, masks.shares, strict=True))
@@ -135,10 +135,9 @@ def token_losses(model: nn.Module, patches: Tensor, states: Tensor, masks: Frame
     if not alone:
         return (states.float().sum() * 0).expand(0)
     owners = [masks.videos[number] for number in alone]
-    shares = token_shares(config, patches, masks.shares[alone].to(patches.device), owners)
-    weights = shares.square()  # (M, L)
+    weights = shares[alone].square()  # (M, L)
     weights = weights / weights.sum(dim=1, keepdim=True).clamp(min=1e-6)
-    surprise = surprises(head(states))  # (B, L, V)
+    surprise = surprises(head(network.language_model.norm(states)))  # (B, L, V)
     told = (weights[:, None].to(surprise) @ surprise[owners])[:, 0]  # (M, V)
     return word_losses(told, [masks.words[number] for number in alone])
 
