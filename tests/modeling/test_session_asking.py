@@ -54,7 +54,7 @@ def answered(model, processor, video, questions, *, alone=False, generate=None, 
     return answers
 
 
-def answered_plainly(model, processor, video, questions):
+def answered_plainly(model, processor, video, questions, generate=None):
     """Each question through the processor and the model, without a session."""
     answers = []
     for question in questions:
@@ -68,7 +68,7 @@ def answered_plainly(model, processor, video, questions):
         )
         with torch.no_grad():
             if question.answer is None:
-                answers.append(model.generate_masks(**inputs, max_new_tokens=8))
+                answers.append(model.generate_masks(**inputs, **(generate or {"max_new_tokens": 8})))
             else:
                 del inputs["labels"]
                 answers.append(model(**inputs))
@@ -198,14 +198,38 @@ def test_sampling_answers_one_by_one_in_the_order_given(model, tiny_processor, v
 def test_a_checkpoint_that_decodes_otherwise_is_asked_one_by_one(model, tiny_processor, video):
     careful = copy.deepcopy(model)
     careful.generation_config.repetition_penalty = 2.0
-    assert model._is_plain({"max_new_tokens": 3}) and not model._is_plain({"num_beams": 2})
+    assert model._is_plain({"max_new_tokens": 3}) and not model._is_plain({"num_beams": 2, "do_sample": True})
     assert not careful._is_plain({})
     questions = questions_of()[:2]
     assert_answers = answered(careful, tiny_processor, video, questions)
     alone = answered(careful, tiny_processor, video, questions, alone=True)
     assert [answer.text for answer in assert_answers] == [answer.text for answer in alone]
-    beams = answered(model, tiny_processor, video, questions, generate={"num_beams": 2, "max_new_tokens": 4})
-    assert len(beams) == 2
+
+
+@pytest.mark.parametrize("options", [{}, {"max_queries_per_batch": 12}, {"max_cached_prefixes": 0}], ids=str)
+def test_beams_give_the_same_answers_together_and_plainly(model, tiny_processor, video, options):
+    # Of the words that it knows, one ends an answer: some are shorter than others.
+    beams = {"num_beams": 3, "max_new_tokens": 8, "eos_token_id": 5, "length_penalty": 0.0}
+    questions = questions_of()
+    greedy = answered(model, tiny_processor, video, questions, generate={"max_new_tokens": 8, "eos_token_id": 5})
+    plain = answered_plainly(model, tiny_processor, video, questions, beams)
+    with VisaVideoSession(video, tiny_processor, **options) as session, torch.no_grad():
+        with Calls(text=model.model.language_model) as counted:
+            together = model._answer(session, questions, beams)
+    for found, output in zip(together, plain, strict=True):
+        assert found.text == tiny_processor.batch_decode(output.answer_ids)[0]
+        torch.testing.assert_close(found.mask_logits, output.mask_logits[0], atol=1e-4, rtol=0)
+    assert len({len(output.answer_ids[0]) for output in plain}) > 1
+    assert [answer.text for answer in together] != [answer.text for answer in greedy]
+    assert any(len(answer.mask_logits) for answer in together)
+    if options == {"max_queries_per_batch": 12}:
+        # Two targets: their references and their frames are read, both are answered and their answers read.
+        assert counted.calls["text"] <= 3 + 2 * (8 + 1)
+    # A checkpoint may say so itself.
+    wide = copy.deepcopy(model)
+    wide.generation_config.num_beams, wide.generation_config.length_penalty = 3, 0.0
+    says = answered(wide, tiny_processor, video, questions, generate={"max_new_tokens": 8, "eos_token_id": 5})
+    assert [answer.text for answer in says] == [answer.text for answer in together]
 
 
 def test_a_query_that_leaves_no_room_for_others_is_asked_alone(model, tiny_processor, video):

@@ -45,7 +45,7 @@ from .mask_sizes_visa import upscale_mask_logits
 from .modeling_xmem import XMemModel
 from .outputs_visa import VisaGenerateOutput, VisaOutput
 from .pipeline_visa import CUSTOM_PIPELINES
-from .prefix_cache_visa import check_prefix
+from .prefix_cache_visa import check_prefix, positions_of, repeated
 from .video_asking_visa import VisaAskingMixin
 from .video_tracking_visa import VisaTrackingMixin
 from .visual_tokens_visa import merge_visual_tokens
@@ -69,6 +69,9 @@ _LOADING_KEYWORDS = (
 )
 # Arguments of `forward` that make masks; the text alone needs none of them.
 _MASK_ARGUMENTS = ("sam_pixel_values", "sam_features", "original_sizes", "reshaped_input_sizes", "mask_labels")
+
+# Settings of a generation that make several rows of each prompt.
+_ROWS_OF_A_PROMPT = ("num_beams", "num_return_sequences")
 
 # Patches that SAM encodes together, those of one frame at its published size, and prompts that it decodes together:
 # both take memory by the hundred megabytes.
@@ -749,7 +752,7 @@ class VisaForVideoSegmentation(VisaPreTrainedModel, GenerationMixin, VisaAskingM
             image_features (`torch.Tensor` of shape `(F, L, D)`): given instead of `pixel_values`, the `pooler_output`
                 that `get_image_features` made of them.
             past_key_values (`Cache` of N rows): keys and values of the first tokens of all prompts, which hold all
-                frames; it is used up. Prompts may be padded behind these tokens. Greedy decoding and sampling only.
+                frames; it is used up. Prompts may be padded behind these tokens.
             generate_kwargs: for `generate` (`do_sample`, `num_beams`, `num_return_sequences`, ...).
 
         Returns:
@@ -790,7 +793,13 @@ class VisaForVideoSegmentation(VisaPreTrainedModel, GenerationMixin, VisaAskingM
         image_tokens = image_features
         if image_tokens is None and pixel_values is not None:
             image_tokens = self.get_image_features(pixel_values).pooler_output
-        read = _encoded(image_tokens, videos) if past_key_values is None else {"past_key_values": past_key_values}
+        read: dict[str, Any] = {"past_key_values": past_key_values}
+        if past_key_values is None:
+            read = _encoded(image_tokens, videos)
+        else:
+            times = max(self._generation_setting(name, generate_kwargs) for name in _ROWS_OF_A_PROMPT)
+            if times > 1:
+                read = {"past_key_values": repeated(past_key_values, times)}
         # Beams and speculative decoding do not go token by token.
         gives_states = not any(generate_kwargs.get(name) for name in ("assistant_model", "prompt_lookup_num_tokens"))
         generated: Any = self.generate(
@@ -816,12 +825,20 @@ class VisaForVideoSegmentation(VisaPreTrainedModel, GenerationMixin, VisaAskingM
             steps: Any = generated.hidden_states
             states = torch.cat([step[-1][:, -1:] for step in steps], dim=1)  # (N * R, A, D)
         else:
-            mask = attention_mask.repeat_interleave(len(sequences) // num_conversations, dim=0)
+            times = len(sequences) // num_conversations
+            mask = attention_mask.repeat_interleave(times, dim=0)
+            mask = torch.cat([mask, torch.ones_like(answers)], dim=1)
+            num_cached = 0
+            read = _encoded(image_tokens, videos)
+            if past_key_values is not None:
+                num_cached = int(past_key_values.get_seq_length())
+                read = {"past_key_values": repeated(past_key_values, times)}
             states = self.model(
-                input_ids=sequences,
-                attention_mask=torch.cat([mask, torch.ones_like(answers)], dim=1),
-                **_encoded(image_tokens, videos),
-            ).last_hidden_state[:, prompt_length - 1 : -1]
+                input_ids=sequences[:, num_cached:],
+                attention_mask=mask,
+                position_ids=positions_of(mask)[:, num_cached:],
+                **read,
+            ).last_hidden_state[:, prompt_length - num_cached - 1 : -1]
 
         # 4) Masks of the [SEG]s, up to the end of each answer.
         lengths = self._answer_lengths(answers, generate_kwargs)
@@ -834,6 +851,12 @@ class VisaForVideoSegmentation(VisaPreTrainedModel, GenerationMixin, VisaAskingM
             seg_states.append(states[row, : len(answer)][is_seg])
         masks = self._segment(seg_states, videos, sam_pixel_values, sam_features)
         return VisaGenerateOutput(sequences=sequences, answer_ids=answer_ids, **masks)
+
+    def _generation_setting(self, name: str, generate_kwargs: dict[str, Any]) -> Any:
+        """A setting of the generation: what is given, or what the checkpoint says."""
+        config = generate_kwargs.get("generation_config") or self.generation_config
+        value = generate_kwargs.get(name)
+        return (getattr(config, name, None) or 1) if value is None else value
 
     def _answer_lengths(self, answers: Tensor, generate_kwargs: dict[str, Any]) -> list[int]:
         """Tokens of each answer up to and including the token that ended it: (N, A) -> N numbers."""

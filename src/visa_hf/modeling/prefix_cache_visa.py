@@ -50,6 +50,16 @@ def can_be_shared(past_key_values: Any) -> bool:
     return isinstance(past_key_values, Cache) and all(type(layer) in plain for layer in past_key_values.layers)
 
 
+def repeated(past_key_values: Cache, times: int) -> Cache:
+    """Return keys and values with each row as many times, for beams or several answers; those given do not change."""
+    copied = copy.copy(past_key_values)
+    copied.layers = [copy.copy(layer) for layer in past_key_values.layers]
+    for layer in _layers(copied):
+        layer.keys = layer.keys.repeat_interleave(times, dim=0)
+        layer.values = layer.values.repeat_interleave(times, dim=0)
+    return copied
+
+
 def make_prefix(
     input_ids: Tensor, past_key_values: Cache, device: torch.device | None, dtype: torch.dtype | None
 ) -> SharedPrefix:

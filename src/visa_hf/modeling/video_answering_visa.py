@@ -25,8 +25,9 @@ from .video_session_visa import VisaVideoSession
 # Frames that the visual tower encodes together.
 _TOWER_BATCH = 16
 # How an answer may be decoded if it is to be the same in a batch, behind a shared prefix and alone.
-_GREEDY_ARGUMENTS = {"max_new_tokens", "min_new_tokens", "do_sample", "eos_token_id"}
-# Settings of a checkpoint's own generation that change nothing about greedy decoding of one answer.
+_BEAMS = {"num_beams", "early_stopping", "length_penalty"}
+_PLAIN_ARGUMENTS = {"max_new_tokens", "min_new_tokens", "do_sample", "eos_token_id"} | _BEAMS
+# Settings of a checkpoint's own generation that change nothing about that, besides those of beams.
 _HARMLESS_SETTINGS = {
     "_from_model_config",
     "bos_token_id",
@@ -98,9 +99,9 @@ class VisaAnsweringMixin:
         return [answers[position] for position in order]
 
     def _is_plain(self: Any, generate_kwargs: dict[str, Any]) -> bool:
-        """Whether answers do not depend on what is answered beside them: greedy, without penalties or beams."""
+        """Whether answers do not depend on what is answered beside them: greedy or by beams, without penalties."""
         settings = self.generation_config.to_diff_dict()
-        is_known = generate_kwargs.keys() <= _GREEDY_ARGUMENTS and settings.keys() <= _HARMLESS_SETTINGS
+        is_known = generate_kwargs.keys() <= _PLAIN_ARGUMENTS and settings.keys() <= _HARMLESS_SETTINGS | _BEAMS
         return is_known and settings.get("use_cache", True) and not generate_kwargs.get("do_sample")
 
     def _answer_about(
@@ -132,6 +133,8 @@ class VisaAnsweringMixin:
 
         # 3) The questions, in groups. One that leaves others less room for their answers is asked alone.
         size = session.max_queries_per_batch if is_plain else 1
+        if questions[0].answer is None:
+            size = max(size // self._generation_setting("num_beams", generate_kwargs), 1)
         room = self.config.text_config.max_position_embeddings - longest
         if questions[0].answer is None and generate_kwargs.get("max_new_tokens", _DEFAULT_NEW_TOKENS) > room:
             size = 1
