@@ -390,3 +390,15 @@ def test_the_item_not_asked_for_longest_goes():
     nothing = RecentItems(0)
     nothing.put("a", 1)
     assert nothing.get("a") is None
+
+
+@pytest.mark.parametrize("settings", [{"num_beams": 2}, {"do_sample": True, "num_return_sequences": 3}], ids=str)
+def test_what_was_read_serves_several_answers_of_each_prompt(model, settings):
+    input_ids = torch.tensor([[1, 5, 6, 7, 8], [1, 5, 6, 9, 4]])
+    past = model.model(input_ids=input_ids[:, :3], use_cache=True).past_key_values
+    sequences = []
+    for given in ({}, {"past_key_values": past}):
+        torch.manual_seed(0)
+        sequences.append(model.generate_masks(input_ids, max_new_tokens=6, **given, **settings).sequences)
+    assert len(sequences[0]) == 2 * settings.get("num_return_sequences", 1)
+    assert torch.equal(*sequences)
