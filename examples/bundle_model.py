@@ -2,9 +2,10 @@
 
     python examples/bundle_model.py VISA TRACKER --log words=WORDS/checkpoint-2500
 
-VISA and TRACKER are `final` folders, or checkpoints, of `visa train`. Weights are rounded to float16. The code that a
-folder for the Hub carries is left out, since the package has it; the model card stays as it is. What the trainings
-logged is read from their last checkpoints and kept in training_log.jsonl.
+VISA and TRACKER are `final` folders, or checkpoints, of `visa train`. Weights are rounded to float16. Answers are
+searched with as many beams as `--num-beams` says, where nothing else is asked for. The code that a folder for the Hub
+carries is left out, since the package has it; the model card stays as it is. What the trainings logged is read from
+their last checkpoints and kept in training_log.jsonl.
 """
 
 import argparse
@@ -31,7 +32,10 @@ def main() -> None:
     parser.add_argument("visa", metavar="VISA", type=Path)
     parser.add_argument("tracker", metavar="TRACKER", type=Path)
     parser.add_argument("--log", metavar="NAME=CHECKPOINT", nargs="*", default=[])
+    parser.add_argument("--num-beams", type=int, default=1)
     args = parser.parse_args()
+    if args.num_beams < 1:
+        parser.error(f"--num-beams is {args.num_beams} but must be at least 1.")
     log = [row for given in args.log for row in _logged(*given.split("=", 1))]
     with tempfile.TemporaryDirectory() as temporary:
         made = Path(temporary) / "made"
@@ -40,6 +44,10 @@ def main() -> None:
             code.unlink()
         for file in made.glob("*config.json"):
             file.write_text(json.dumps(_without_code(json.loads(file.read_text())), indent=2) + "\n")
+        if args.num_beams > 1:
+            settings = made / "generation_config.json"
+            content = {**json.loads(settings.read_text()), "num_beams": args.num_beams}
+            settings.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
         size = sum(file.stat().st_size for file in made.iterdir())
         if size > _LARGEST:
             raise SystemExit(f"The folder takes {size / 2**20:.1f} MiB, but a package should carry 16 at most.")
