@@ -11,7 +11,7 @@ from visa_hf.datasets_scripts.synthetic_expressions import NO_OBJECT
 from visa_hf.evaluation.metrics import score_clip
 from visa_hf.inference import load_model
 
-# What it learnt from had seed 0.
+# Nothing that it learnt from had this seed.
 SEED = 4
 OPTIONS = ClipOptions(size=(128, 128), num_frames=(12, 16), levels=(1,), num_expressions=10)
 NUM_CLIPS = 8

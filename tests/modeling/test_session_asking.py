@@ -392,7 +392,7 @@ def test_the_item_not_asked_for_longest_goes():
     assert nothing.get("a") is None
 
 
-@pytest.mark.parametrize("settings", [{"num_beams": 2}, {"do_sample": True, "num_return_sequences": 3}], ids=str)
+@pytest.mark.parametrize("settings", [{}, {"num_beams": 2}, {"do_sample": True, "num_return_sequences": 3}], ids=str)
 def test_what_was_read_serves_several_answers_of_each_prompt(model, settings):
     input_ids = torch.tensor([[1, 5, 6, 7, 8], [1, 5, 6, 9, 4]])
     past = model.model(input_ids=input_ids[:, :3], use_cache=True).past_key_values
@@ -402,3 +402,11 @@ def test_what_was_read_serves_several_answers_of_each_prompt(model, settings):
         sequences.append(model.generate_masks(input_ids, max_new_tokens=6, **given, **settings).sequences)
     assert len(sequences[0]) == 2 * settings.get("num_return_sequences", 1)
     assert torch.equal(*sequences)
+    assert past.get_seq_length() == 3 and len(past.layers[0].keys) == 2
+
+
+def test_speculative_decoding_behind_what_was_read_is_refused(model):
+    input_ids = torch.tensor([[1, 5, 6, 7, 8]])
+    past = model.model(input_ids=input_ids[:, :3], use_cache=True).past_key_values
+    with pytest.raises(ValueError, match="Leave out `assistant_model` and `prompt_lookup_num_tokens`, or let the"):
+        model.generate_masks(input_ids, past_key_values=past, prompt_lookup_num_tokens=2)

@@ -72,6 +72,8 @@ _MASK_ARGUMENTS = ("sam_pixel_values", "sam_features", "original_sizes", "reshap
 
 # Settings of a generation that make several rows of each prompt.
 _ROWS_OF_A_PROMPT = ("num_beams", "num_return_sequences")
+# Those that guess several tokens at once.
+_SPECULATIVE = ("assistant_model", "prompt_lookup_num_tokens")
 
 # Patches that SAM encodes together, those of one frame at its published size, and prompts that it decodes together:
 # both take memory by the hundred megabytes.
@@ -752,7 +754,7 @@ class VisaForVideoSegmentation(VisaPreTrainedModel, GenerationMixin, VisaAskingM
             image_features (`torch.Tensor` of shape `(F, L, D)`): given instead of `pixel_values`, the `pooler_output`
                 that `get_image_features` made of them.
             past_key_values (`Cache` of N rows): keys and values of the first tokens of all prompts, which hold all
-                frames; it is used up. Prompts may be padded behind these tokens.
+                frames; it does not change. Prompts may be padded behind these tokens. Not for speculative decoding.
             generate_kwargs: for `generate` (`do_sample`, `num_beams`, `num_return_sequences`, ...).
 
         Returns:
@@ -778,8 +780,15 @@ class VisaForVideoSegmentation(VisaPreTrainedModel, GenerationMixin, VisaAskingM
         check_text(self.config, input_ids, attention_mask, None, None)
         check_image_tokens(self.config, input_ids, videos, frames is not None)
         check_targets(self.config, videos, sam_pixel_values, sam_features)
+        # Beams and speculative decoding do not go token by token.
+        gives_states = not any(generate_kwargs.get(name) for name in _SPECULATIVE)
         if past_key_values is not None:
             check_prefix(self.config, input_ids, attention_mask, past_key_values)
+            if not gives_states:
+                raise ValueError(
+                    "`past_key_values` are given, behind which speculative decoding gives other answers. Leave out "
+                    f"{' and '.join(f'`{name}`' for name in _SPECULATIVE)}, or let the prompts be read anew."
+                )
         if not attention_mask[:, -1].all():
             raise ValueError("A prompt is padded on the right, where its answer should go. Pad on the left.")
         room = self.config.text_config.max_position_embeddings - prompt_length
@@ -793,19 +802,19 @@ class VisaForVideoSegmentation(VisaPreTrainedModel, GenerationMixin, VisaAskingM
         image_tokens = image_features
         if image_tokens is None and pixel_values is not None:
             image_tokens = self.get_image_features(pixel_values).pooler_output
-        read: dict[str, Any] = {"past_key_values": past_key_values}
-        if past_key_values is None:
-            read = _encoded(image_tokens, videos)
-        else:
-            times = max(self._generation_setting(name, generate_kwargs) for name in _ROWS_OF_A_PROMPT)
-            if times > 1:
-                read = {"past_key_values": repeated(past_key_values, times)}
-        # Beams and speculative decoding do not go token by token.
-        gives_states = not any(generate_kwargs.get(name) for name in ("assistant_model", "prompt_lookup_num_tokens"))
+        num_cached = 0 if past_key_values is None else int(past_key_values.get_seq_length())
+
+        def read(videos: Videos, times: int) -> dict[str, Any]:
+            """What stands for the frames: their tokens, or a copy of keys and values for each row."""
+            if past_key_values is None:
+                return _encoded(image_tokens, videos)
+            return {"past_key_values": repeated(past_key_values, times)}
+
+        times = max(self._generation_setting(name, generate_kwargs) for name in _ROWS_OF_A_PROMPT)
         generated: Any = self.generate(
             input_ids,
             attention_mask=attention_mask,
-            **read,
+            **read(videos, times),
             **{
                 "do_sample": False,
                 # An answer has no place for a frame.
@@ -820,24 +829,19 @@ class VisaForVideoSegmentation(VisaPreTrainedModel, GenerationMixin, VisaAskingM
         answers = sequences[:, prompt_length:]  # (N * R, A)
 
         # 3) The state before each generated token: generation gives them, or the answers are read once more.
-        videos = videos.repeated(len(sequences) // num_conversations)
+        times = len(sequences) // num_conversations
+        videos = videos.repeated(times)
         if gives_states and isinstance(generated, GenerateDecoderOnlyOutput):
             steps: Any = generated.hidden_states
             states = torch.cat([step[-1][:, -1:] for step in steps], dim=1)  # (N * R, A, D)
         else:
-            times = len(sequences) // num_conversations
             mask = attention_mask.repeat_interleave(times, dim=0)
             mask = torch.cat([mask, torch.ones_like(answers)], dim=1)
-            num_cached = 0
-            read = _encoded(image_tokens, videos)
-            if past_key_values is not None:
-                num_cached = int(past_key_values.get_seq_length())
-                read = {"past_key_values": repeated(past_key_values, times)}
             states = self.model(
                 input_ids=sequences[:, num_cached:],
                 attention_mask=mask,
                 position_ids=positions_of(mask)[:, num_cached:],
-                **read,
+                **read(videos, times),
             ).last_hidden_state[:, prompt_length - num_cached - 1 : -1]
 
         # 4) Masks of the [SEG]s, up to the end of each answer.

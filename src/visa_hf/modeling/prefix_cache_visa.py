@@ -51,12 +51,13 @@ def can_be_shared(past_key_values: Any) -> bool:
 
 
 def repeated(past_key_values: Cache, times: int) -> Cache:
-    """Return keys and values with each row as many times, for beams or several answers; those given do not change."""
+    """Return keys and values with each row as many times, to be continued; those given do not change."""
     copied = copy.copy(past_key_values)
     copied.layers = [copy.copy(layer) for layer in past_key_values.layers]
-    for layer in _layers(copied):
-        layer.keys = layer.keys.repeat_interleave(times, dim=0)
-        layer.values = layer.values.repeat_interleave(times, dim=0)
+    if times > 1:
+        for layer in _layers(copied):
+            layer.keys = layer.keys.repeat_interleave(times, dim=0)
+            layer.values = layer.values.repeat_interleave(times, dim=0)
     return copied
 
 
@@ -125,8 +126,7 @@ def _layers(past_key_values: Cache) -> Sequence[Any]:
 
 def _copied(past_key_values: Cache, devices: Sequence[torch.device], dtype: torch.dtype) -> Cache:
     """A cache of its own, whose tensors are shared where they need not be moved: they are only ever replaced."""
-    copied = copy.copy(past_key_values)
-    copied.layers = [copy.copy(layer) for layer in past_key_values.layers]
+    copied = repeated(past_key_values, 1)
     for layer, device in zip(_layers(copied), devices, strict=True):
         layer.keys, layer.values = layer.keys.to(device, dtype), layer.values.to(device, dtype)
     return copied

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.models.llama.modeling_llama import rotate_half
 
 # Kinds of text models whose attention is computed here as they compute it.
 POINTING_MODELS = ("llama", "qwen2", "qwen3")
@@ -58,10 +59,9 @@ def pointing_losses(model: nn.Module, middle: Tensor, inputs: dict[str, Any], sh
     """
     config: Any = model.config
     spans: list[tuple[int, int, int]] = []  # conversation, and the positions that point: first, and behind the last
-    for number, labels in enumerate(inputs["labels"][:, : middle.shape[1]]):
+    for number, labels in enumerate(inputs["labels"]):
         spans += [(number, *span) for span in describing_spans(labels, config.seg_token_id, stop_id)]
-    can_see = shares.amax(dim=1) > _LEAST_SHARE if len(shares) else shares.new_zeros(0, dtype=torch.bool)
-    told = [row for row, is_seen in enumerate(can_see.tolist()) if is_seen]
+    told = (shares.amax(dim=1) > _LEAST_SHARE).nonzero()[:, 0].tolist()
     losses = shares.new_zeros(len(shares), dtype=torch.float32)
     if not told:
         return losses
@@ -70,7 +70,7 @@ def pointing_losses(model: nn.Module, middle: Tensor, inputs: dict[str, Any], sh
     places = [place for row in told for place in range(*spans[row][1:])]
     lengths = [spans[row][2] - spans[row][1] for row in told]
     weights = attention_weights(model, middle[conversations], rows, places)  # (P, heads, S)
-    is_image = inputs["input_ids"][conversations, : middle.shape[1]] == config.image_token_id
+    is_image = inputs["input_ids"][conversations] == config.image_token_id
     length = shares.shape[1]
     columns = torch.stack([row.nonzero()[-length:, 0] for row in is_image])  # (N', L)
     seen = weights.gather(2, columns[rows][:, None].expand(-1, weights.shape[1], -1))  # (P, heads, L)
@@ -152,5 +152,4 @@ def _heads(attention: Any, name: str, states: Tensor) -> Tensor:
 
 def _rotated(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary positions, as the text models of `POINTING_MODELS` have them."""
-    first, second = heads.chunk(2, dim=-1)
-    return heads * cos + torch.cat([-second, first], dim=-1) * sin
+    return heads * cos + rotate_half(heads) * sin
