@@ -138,12 +138,26 @@ def test_a_synthetic_data_set_is_written_as_asked(visa, tmp_path):
     assert sorted(valid) == ["unseen_00000", "valid_00000"]
 
 
+def test_ideas_can_be_weighed(visa, tmp_path):
+    out = tmp_path / "world"
+    weights = ("--idea-weights", "place=50,size=0, odd one out=0")
+    numbers = ("--videos", 2, "--valid-videos", 0, "--levels", "1", "--size", "64x64")
+    assert visa("synthesize", out, *numbers, *weights, "--look-weight", 0.5)[0] == 0
+    options = json.loads((out / "synthetic.json").read_text())["options"]
+    assert options["idea_weights"] == {"place": 50, "size": 0, "odd one out": 0} and options["look_weight"] == 0.5
+    videos = json.loads((out / "meta_expressions_train_.json").read_text())["videos"].values()
+    ideas = [expression["idea"] for video in videos for expression in video["expressions"].values()]
+    assert ideas.count("place") > len(ideas) / 3 and not {"size", "odd one out"} & set(ideas)
+    assert "has colour; ideas are border, " in visa("synthesize", out, "--idea-weights", "colour=1")[2]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("--size", "64"), "'64' is no size; give height x width, like 128x128"),
         (("--frames", "6-"), "argument --frames: '6-' is no range"),
         (("--frames", "x"), "'x' is no range; give least and most, like 16-24, or one number"),
+        (("--idea-weights", "place"), "'place' is no weight of an idea; give IDEA=W, like place=3"),
     ],
 )
 def test_wrong_sizes_and_ranges_are_refused(arguments, message, visa, tmp_path, capsys):

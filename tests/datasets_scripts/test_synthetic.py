@@ -13,6 +13,7 @@ from PIL import Image
 from visa_hf.datasets_scripts import synthetic
 from visa_hf.datasets_scripts.synthetic import ClipOptions, SyntheticClip, make_clip, write_dataset
 from visa_hf.datasets_scripts.synthetic_drawing import outline_shapes
+from visa_hf.datasets_scripts.synthetic_expressions import IDEAS
 from visa_hf.datasets_scripts.synthetic_scene import (
     COLORS,
     FORMS,
@@ -311,6 +312,16 @@ def test_a_split_without_videos_has_no_file(tmp_path: Path) -> None:
     ]
 
 
+def test_a_set_that_was_written_before_sentences_had_weights_is_the_same_as_one_without_them(
+    dataset: Path, tmp_path: Path
+) -> None:
+    assert not {"idea_weights", "look_weight"} & set(json.loads((dataset / "synthetic.json").read_text())["options"])
+    options = ClipOptions(size=(48, 64), num_frames=(4, 4), idea_weights={"place": 3.0}, look_weight=0.5)
+    write_dataset(tmp_path / "set", num_videos={"valid": 1}, options=options, show_progress=False)
+    written = json.loads((tmp_path / "set" / "synthetic.json").read_text())["options"]
+    assert (written["idea_weights"], written["look_weight"]) == ({"place": 3.0}, 0.5)
+
+
 # Bad arguments
 
 
@@ -325,11 +336,22 @@ def test_a_split_without_videos_has_no_file(tmp_path: Path) -> None:
         ({"num_objects": (1, 3)}, "with one shape alone there is nothing to tell apart"),
         ({"num_objects": (5, 3)}, r"`num_objects` is \(5, 3\)"),
         ({"num_expressions": 0}, "`num_expressions` is 0; at least 1"),
+        ({"idea_weights": {"look": 1, "colour": 2}}, "`idea_weights` has colour; ideas are border, except, group, "),
+        ({"idea_weights": {"place": -1.0}}, "`idea_weights` has -1.0 for place; a number from 0 on"),
+        ({"idea_weights": {"place": float("nan")}}, "`idea_weights` has nan for place"),
+        ({"look_weight": 0.0}, "`look_weight` is 0.0; it must be above 0 and at most 1"),
+        ({"look_weight": 1.5}, "`look_weight` is 1.5"),
     ],
 )
 def test_bad_options_are_refused(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ClipOptions(**arguments)  # type: ignore[arg-type]
+
+
+def test_ideas_that_leave_no_sentences_are_named() -> None:
+    still = ClipOptions(size=(48, 64), num_frames=(1, 1), levels=(1,), idea_weights=dict.fromkeys(IDEAS, 0.0))
+    with pytest.raises(ValueError, match="sentences enough after 100 tries.*other `idea_weights` than {'border': 0.0"):
+        make_clip(0, 0, options=still)
 
 
 def test_bad_seeds_and_splits_are_refused() -> None:

@@ -10,7 +10,7 @@ import pytest
 from visa_hf.datasets_scripts.synthetic import ClipOptions, SyntheticClip, make_clip
 from visa_hf.datasets_scripts.synthetic_dice import Dice
 from visa_hf.datasets_scripts.synthetic_drawing import outline_shapes
-from visa_hf.datasets_scripts.synthetic_expressions import SyntheticExpression, make_expressions
+from visa_hf.datasets_scripts.synthetic_expressions import IDEAS, SyntheticExpression, make_expressions
 from visa_hf.datasets_scripts.synthetic_facts import Facts, members
 from visa_hf.datasets_scripts.synthetic_meanings import plain_words
 from visa_hf.datasets_scripts.synthetic_measures import Measures
@@ -356,6 +356,34 @@ def test_not_and_or() -> None:
 def test_making_sentences_twice_gives_the_same() -> None:
     scene = clips()[1].scene
     assert make_expressions(facts_of(scene), Dice(1), 8) == make_expressions(facts_of(scene), Dice(1), 8)
+
+
+def test_ideas_are_drawn_as_often_as_asked() -> None:
+    def ideas(weights: dict[str, float] | None) -> Counter[str]:
+        some = [clip.scene for clip in clips()[1:12] if len(clip.frames) > 1]
+        made = (make_expressions(facts_of(scene), Dice(k), 12, weights) for k, scene in enumerate(some))
+        return Counter(expression.idea for expressions in made for expression in expressions)
+
+    usual, often, never = ideas(None), ideas({"place": 9.0}), ideas({"look": 0.0, "knowledge": 0.0})
+    assert often["place"] >= 2 * usual["place"] > 0
+    assert usual["look"] > 0 and usual["knowledge"] > 0 and never["look"] == never["knowledge"] == 0
+    assert ideas({"look": 2.0}) == usual  # what it is anyway
+
+
+def test_plain_sentences_are_drawn_as_often_as_asked() -> None:
+    def num_looks(look_weight: float) -> float:
+        made = (make_expressions(facts_of(clip.scene), Dice(k), 12, None, look_weight) for k, clip in enumerate(some))
+        places = [expression for expressions in made for expression in expressions if expression.idea == "place"]
+        assert len(places) >= 10
+        meanings = "".join(json.dumps(place.meaning) for place in places)
+        return sum(meanings.count(f'["{name}", ') for name in ATTRIBUTES) / len(places)
+
+    some = clips()[:24]
+    assert num_looks(0.05) < 0.5 * num_looks(1.0)
+
+
+def test_every_idea_is_known() -> None:
+    assert {expression.idea for _, expression in expressions()} == {*IDEAS, "all"}
 
 
 # Words

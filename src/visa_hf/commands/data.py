@@ -72,6 +72,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--levels", metavar="N,N", type=_levels, help="kinds of clips, from 1 (easiest) to 3 (default: 1,2,3)"
     )
     synthesize.add_argument("--expressions", metavar="N", type=int, help="most sentences of a clip (default: 10)")
+    synthesize.add_argument(
+        "--idea-weights",
+        metavar="IDEA=W,...",
+        type=_weights,
+        help="how often ideas of sentences are drawn against the others: place=3,size=2.5",
+    )
+    synthesize.add_argument(
+        "--look-weight",
+        metavar="W",
+        type=float,
+        help="how often sentences that name one property of looks more are drawn: 0.2 for plainer ones (default: 1)",
+    )
     synthesize.add_argument("--seed", metavar="N", type=int, default=0, help="of all choices (default: %(default)s)")
     synthesize.add_argument("--workers", metavar="N", type=int, default=1, help="processes that draw")
     synthesize.set_defaults(run=run_synthesize)
@@ -138,6 +150,8 @@ def run_synthesize(args: argparse.Namespace) -> int:
         "num_frames": args.frames,
         "levels": args.levels,
         "num_expressions": args.expressions,
+        "idea_weights": args.idea_weights,
+        "look_weight": args.look_weight,
     }
     write_dataset(
         args.output,
@@ -166,6 +180,17 @@ def _levels(text: str) -> tuple[int, ...]:
         return tuple(int(level) for level in text.split(","))
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is no list of levels; give numbers, like 1,2") from error
+
+
+def _weights(text: str) -> dict[str, float]:
+    weights: dict[str, float] = {}
+    for part in text.split(","):
+        idea, _, weight = part.partition("=")
+        try:
+            weights[idea.strip()] = float(weight)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{part!r} is no weight of an idea; give IDEA=W, like place=3") from error
+    return weights
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -8,6 +8,7 @@ so are the JPEG files with one version of Pillow. What a scene is made of is in 
 import io
 import json
 import logging
+import math
 import multiprocessing
 import os
 import shutil
@@ -25,7 +26,7 @@ from visa_hf.rle import encode_mask, mask_area
 
 from .synthetic_dice import Dice
 from .synthetic_drawing import outline_shapes, paint_frames
-from .synthetic_expressions import NO_OBJECT, SyntheticExpression, make_expressions
+from .synthetic_expressions import IDEAS, NO_OBJECT, SyntheticExpression, make_expressions
 from .synthetic_facts import Facts
 from .synthetic_measures import Measures
 from .synthetic_scene import LEVELS, Look, Scene, plan_scene
@@ -44,6 +45,8 @@ _MIN_SIDE, _MAX_SIDE = 32, 4096
 _MAX_OBJECTS = 12
 _MAX_TRIES = 100
 _MIN_EXPRESSIONS = 3
+# A set that was written before sentences had weights is the same as one without them.
+_WITHOUT_WEIGHTS = {"idea_weights": None, "look_weight": 1.0}
 # In each video, anno_ids are consecutive from a multiple of this on.
 _ANNO_IDS_PER_VIDEO = 16
 _JPEG_QUALITY = 92
@@ -83,6 +86,10 @@ class ClipOptions:
         num_objects (`tuple[int, int]`, *optional*): least and most shapes; by default as the level has it.
         num_expressions (`int`): most sentences of a clip.
         antialias (`bool`): smooth edges in the pictures. Masks are the same.
+        idea_weights (`Mapping[str, float]`, *optional*): how often an idea of a sentence is drawn against the others,
+            for those that it names: {"place": 3.0}. Of those with 0, there is none.
+        look_weight (`float`): how often a sentence that names one property of looks more is drawn against the others
+            of its idea, in (0, 1]: with 0.2, "the leftmost shape" five times for once "the leftmost red shape".
     """
 
     size: tuple[int, int] = (128, 128)
@@ -91,6 +98,8 @@ class ClipOptions:
     num_objects: tuple[int, int] | None = None
     num_expressions: int = 10
     antialias: bool = True
+    idea_weights: Mapping[str, float] | None = None
+    look_weight: float = 1.0
 
     def __post_init__(self) -> None:
         if len(self.size) != 2 or not all(_MIN_SIDE <= side <= _MAX_SIDE for side in self.size):
@@ -108,6 +117,17 @@ class ClipOptions:
             )
         if self.num_expressions < 1:
             raise ValueError(f"`num_expressions` is {self.num_expressions}; at least 1 is needed.")
+        self._check_idea_weights(self.idea_weights or {})
+        if not 0 < self.look_weight <= 1:
+            raise ValueError(f"`look_weight` is {self.look_weight}; it must be above 0 and at most 1.")
+
+    def _check_idea_weights(self, weights: Mapping[str, float]) -> None:
+        unknown = [idea for idea in weights if idea not in IDEAS]
+        if unknown:
+            raise ValueError(f"`idea_weights` has {', '.join(unknown)}; ideas are {', '.join(IDEAS)}.")
+        for idea, weight in weights.items():
+            if not 0 <= weight < math.inf:
+                raise ValueError(f"`idea_weights` has {weight} for {idea}; a number from 0 on is needed.")
 
 
 def make_clip(seed: int, index: int, *, split: str = "train", options: ClipOptions | None = None) -> SyntheticClip:
@@ -145,15 +165,18 @@ def make_clip(seed: int, index: int, *, split: str = "train", options: ClipOptio
         if not measures.is_well_visible():
             continue
         objects = tuple(shape.look for shape in scene.shapes)
-        expressions = make_expressions(Facts(list(objects), measures), dice, options.num_expressions)
+        facts = Facts(list(objects), measures)
+        expressions = make_expressions(facts, dice, options.num_expressions, options.idea_weights, options.look_weight)
         num_about_something = sum(expression.type_id != NO_OBJECT for expression in expressions)
         if num_about_something >= min(_MIN_EXPRESSIONS, options.num_expressions):
             frames = paint_frames(scene, silhouettes, antialias=options.antialias)
             masks = labels == np.arange(1, len(objects) + 1, dtype=np.uint8)[:, None, None, None]
             return SyntheticClip(f"{split}_{index:05d}", frames, masks, objects, expressions, scene)
+    lacking = "shows each of them" if not options.idea_weights else "shows each of them and has sentences enough"
+    advice = "" if not options.idea_weights else f", or other `idea_weights` than {dict(options.idea_weights)}"
     raise ValueError(
-        f"No scene of level {level} with {options.num_objects} shapes of `size` {options.size} shows each of them "
-        f"after {_MAX_TRIES} tries. Give fewer `num_objects` or a larger `size`."
+        f"No scene of level {level} with {options.num_objects} shapes of `size` {options.size} {lacking} "
+        f"after {_MAX_TRIES} tries. Give fewer `num_objects` or a larger `size`{advice}."
     )
 
 
@@ -231,7 +254,7 @@ def _description(seed: int, num_videos: Mapping[str, int], options: ClipOptions)
         "answers_version": ANSWERS_VERSION,
         "seed": seed,
         "num_videos": {split: num_videos.get(split, 0) for split in SPLITS},
-        "options": asdict(options),
+        "options": {name: value for name, value in asdict(options).items() if value != _WITHOUT_WEIGHTS.get(name, ())},
         "unseen_videos": [f"unseen_{index:05d}" for index in range(num_videos.get("unseen", 0))],
     }
     return json.loads(json.dumps(description))  # tuples become lists, as in the file it is compared with

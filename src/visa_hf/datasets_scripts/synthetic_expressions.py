@@ -29,13 +29,22 @@ from .synthetic_words import (
 REFERRING, REASONING, NO_OBJECT = 0, 1, 2
 # How many of the expressions of a clip are of each type, if there are enough candidates.
 _TYPE_WEIGHTS = {REFERRING: 0.45, REASONING: 0.35, NO_OBJECT: 0.2}
-# How often an idea is taken, where it is not once.
+# How often an idea is taken against the others, unless asked otherwise; where it is not here, once.
 _IDEA_WEIGHTS = {
     **{"look": 2.0, "motion": 2.0, "knowledge": 1.5, "knowledge and event": 1.5, "order": 4.0, "overtaking": 1.5},
     **{"pair": 0.6, "except": 0.3, "likeness": 0.6, "odd one out": 0.6},
 }
 # How often a sentence about nothing is a near miss, where there are such.
 _NEAR_MISSES = 0.8
+# Kinds of thoughts that a sentence can take; "all" is the first sentence of each clip and not drawn.
+IDEAS = tuple(
+    sorted(
+        {"look", "group", "except", "pair", "knowledge and event"}
+        | {clause.idea for clause in (*REFERRING_CLAUSES, *REASONING_CLAUSES)}
+        | {clause.idea for clause in (*RELATION_CLAUSES.values(), *LIKENESS_CLAUSES.values())}
+        | {extreme.idea for extreme in EXTREMES}
+    )
+)
 # These are said of one thing only.
 _SINGULAR_IDEAS = ("order", "odd one out")
 # In the order in which a description of a thing looks for something to say about its movement.
@@ -94,23 +103,36 @@ def conjunction(parts: tuple[Program, ...]) -> Program:
     return ("and", ("shape",), *parts)
 
 
-def make_expressions(facts: Facts, dice: Dice, num_expressions: int) -> tuple[SyntheticExpression, ...]:
-    """Make up to `num_expressions` different sentences about a clip, of mixed types and ideas."""
+def make_expressions(
+    facts: Facts,
+    dice: Dice,
+    num_expressions: int,
+    idea_weights: Mapping[str, float] | None = None,
+    look_weight: float = 1.0,
+) -> tuple[SyntheticExpression, ...]:
+    """Make up to `num_expressions` different sentences about a clip, of mixed types and ideas.
+
+    `idea_weights` say how often some of the `IDEAS` are drawn against the others, `look_weight` how often a sentence
+    of the same idea that names one property of looks more: with 0.2, "the leftmost shape" five times for once "the
+    leftmost red shape".
+    """
+    idea_weights = {**dict.fromkeys(IDEAS, 1.0), **_IDEA_WEIGHTS, **(idea_weights or {})}
     pools: dict[int, list[_Candidate]] = {REFERRING: [], REASONING: [], NO_OBJECT: []}
     for candidate in _candidates(facts):
-        pools[candidate.type_id if candidate.things else NO_OBJECT].append(candidate)
+        if idea_weights[candidate.idea] > 0:
+            pools[candidate.type_id if candidate.things else NO_OBJECT].append(candidate)
     near_misses = [candidate for candidate in pools[NO_OBJECT] if candidate.is_near_miss]
     expressions: dict[str, SyntheticExpression] = {}
     if num_expressions > 1:
         every = _about_all(facts, dice)
         expressions[every.text] = every
-    for _ in range(num_expressions * 3):
+    for _ in range(num_expressions * 3 if any(pools.values()) else 0):
         if len(expressions) == num_expressions:
             break
         weights = [weight if pools[type_id] else 0.0 for type_id, weight in _TYPE_WEIGHTS.items()]
         type_id = dice.choice(tuple(_TYPE_WEIGHTS), weights)
         is_near = type_id == NO_OBJECT and dice.chance(_NEAR_MISSES) and len(near_misses) > 0
-        candidate = _drawn(near_misses if is_near else pools[type_id], dice)
+        candidate = _drawn(near_misses if is_near else pools[type_id], dice, idea_weights, look_weight)
         text, things = _worded(candidate, facts, dice), tuple(members(candidate.things))
         if text not in expressions:
             expressions[text] = SyntheticExpression(
@@ -127,11 +149,16 @@ def _about_all(facts: Facts, dice: Dice) -> SyntheticExpression:
     return SyntheticExpression(text, REFERRING, things, "all", meaning, _answer(facts, meaning, things))
 
 
-def _drawn(candidates: list[_Candidate], dice: Dice) -> _Candidate:
+def _drawn(
+    candidates: list[_Candidate], dice: Dice, idea_weights: Mapping[str, float], look_weight: float
+) -> _Candidate:
     """Draw an idea, then a candidate that has it: rare ideas are not drowned by those with many meanings."""
     ideas = sorted({candidate.idea for candidate in candidates})
-    idea = dice.choice(ideas, [_IDEA_WEIGHTS.get(idea, 1.0) for idea in ideas])
-    return dice.choice([candidate for candidate in candidates if candidate.idea == idea])
+    idea = dice.choice(ideas, [idea_weights[idea] for idea in ideas])
+    chosen = [candidate for candidate in candidates if candidate.idea == idea]
+    return dice.choice(
+        chosen, None if look_weight == 1 else [look_weight ** len(candidate.look) for candidate in chosen]
+    )
 
 
 # Candidates
