@@ -1,11 +1,13 @@
 """Put a trained VISA and its tracker into the package, as the model that is used when none is given.
 
     python examples/bundle_model.py VISA TRACKER --log words=WORDS/checkpoint-2500
+    python examples/bundle_model.py VISA --add-log next=NEXT/checkpoint-2500
 
-VISA and TRACKER are `final` folders, or checkpoints, of `visa train`. Weights are rounded to float16. Answers are
-searched with as many beams as `--num-beams` says, where nothing else is asked for. The code that a folder for the Hub
-carries is left out, since the package has it; the model card stays as it is. What the trainings logged is read from
-their last checkpoints and kept in training_log.jsonl.
+VISA and TRACKER are `final` folders, or checkpoints, of `visa train`; without TRACKER, VISA keeps the one it has, as
+after a training that began with the bundled model. Weights are rounded to float16. Answers are searched with as many
+beams as `--num-beams` says, where nothing else is asked for. The code that a folder for the Hub carries is left out,
+since the package has it; the model card stays as it is. What the trainings logged is read from their last checkpoints
+and kept in training_log.jsonl: that of `--log` instead of what is there, that of `--add-log` behind it.
 """
 
 import argparse
@@ -19,6 +21,8 @@ from typing import Any
 import torch
 
 from visa_hf.bundled import BUNDLED_MODEL
+from visa_hf.modeling.modeling_visa import VisaForVideoSegmentation
+from visa_hf.modeling.processing_visa import VisaProcessor
 from visa_hf.trainer.tracker_run import replace_tracker
 
 # Of config files: where a Hub repository's code would be.
@@ -30,16 +34,21 @@ def main() -> None:
     """Read the arguments and write the folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("visa", metavar="VISA", type=Path)
-    parser.add_argument("tracker", metavar="TRACKER", type=Path)
-    parser.add_argument("--log", metavar="NAME=CHECKPOINT", nargs="*", default=[])
+    parser.add_argument("tracker", metavar="TRACKER", type=Path, nargs="?")
+    logs = parser.add_mutually_exclusive_group()
+    logs.add_argument("--log", metavar="NAME=CHECKPOINT", nargs="*", default=[])
+    logs.add_argument("--add-log", metavar="NAME=CHECKPOINT", nargs="*", default=[])
     parser.add_argument("--num-beams", type=int, default=1)
     args = parser.parse_args()
     if args.num_beams < 1:
         parser.error(f"--num-beams is {args.num_beams} but must be at least 1.")
-    log = [row for given in args.log for row in _logged(*given.split("=", 1))]
+    log = [row for given in (*args.log, *args.add_log) for row in _logged(*given.split("=", 1))]
     with tempfile.TemporaryDirectory() as temporary:
         made = Path(temporary) / "made"
-        replace_tracker(args.visa, args.tracker, made, dtype=torch.float16)
+        if args.tracker is None:
+            _rounded(args.visa, made)
+        else:
+            replace_tracker(args.visa, args.tracker, made, dtype=torch.float16)
         for code in made.glob("*.py"):
             code.unlink()
         for file in made.glob("*config.json"):
@@ -55,8 +64,18 @@ def main() -> None:
         for file in made.iterdir():
             shutil.copyfile(file, BUNDLED_MODEL / file.name)
     if log:
-        (BUNDLED_MODEL / "training_log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in log))
+        with open(BUNDLED_MODEL / "training_log.jsonl", "a" if args.add_log else "w", encoding="utf-8") as file:
+            file.writelines(json.dumps(row) + "\n" for row in log)
     sys.stdout.write(f"wrote {BUNDLED_MODEL}, {size / 2**20:.1f} MiB\n")
+
+
+def _rounded(visa: Path, made: Path) -> None:
+    """Save a VISA with the tracker that it has, in float16."""
+    model = VisaForVideoSegmentation.from_pretrained(visa, dtype=torch.float16)
+    if model.tracker is None:
+        raise SystemExit(f"`{visa}` has no tracker. Give the folder of one as well.")
+    model.save_pretrained(made)
+    VisaProcessor.from_pretrained(visa).save_pretrained(made)
 
 
 def _logged(name: str, checkpoint: str) -> list[dict[str, Any]]:
