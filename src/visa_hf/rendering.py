@@ -290,7 +290,8 @@ class VideoWriter:
         with self._naming_errors():
             self._container = av.open(str(temporary), "w", format="mp4", options={"movflags": "+faststart"})
             self._stack.callback(self._give_up)
-            options = {"crf": str(self._crf), "preset": "veryfast"}
+            # One thread: the bytes are the same on every run, whatever else the machine does.
+            options = {"crf": str(self._crf), "preset": "veryfast", "threads": "1"}
             self._stream = self._container.add_stream("libx264", rate=self._rate, options=options)
             self._stream.width, self._stream.height = self._width, self._height
             self._stream.pix_fmt = "yuv444p" if is_odd else "yuv420p"
