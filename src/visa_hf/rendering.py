@@ -290,7 +290,7 @@ class VideoWriter:
         with self._naming_errors():
             self._container = av.open(str(temporary), "w", format="mp4", options={"movflags": "+faststart"})
             self._stack.callback(self._give_up)
-            # One thread: the bytes are the same on every run, whatever else the machine does.
+            # One thread: the bytes must not depend on how many cores there are.
             options = {"crf": str(self._crf), "preset": "veryfast", "threads": "1"}
             self._stream = self._container.add_stream("libx264", rate=self._rate, options=options)
             self._stream.width, self._stream.height = self._width, self._height
