@@ -5,7 +5,7 @@
 
 VISA and TRACKER are `final` folders, or checkpoints, of `visa train`; without TRACKER, VISA keeps the one it has, as
 after a training that began with the bundled model. Weights are rounded to float16. Answers are searched with as many
-beams as `--num-beams` says, where nothing else is asked for. The code that a folder for the Hub carries is left out,
+beams as `--num-beams` says, or as VISA's own settings do. The code that a folder for the Hub carries is left out,
 since the package has it; the model card stays as it is. What the trainings logged is read from their last checkpoints
 and kept in training_log.jsonl: that of `--log` instead of what is there, that of `--add-log` behind it.
 """
@@ -38,9 +38,9 @@ def main() -> None:
     logs = parser.add_mutually_exclusive_group()
     logs.add_argument("--log", metavar="NAME=CHECKPOINT", nargs="*", default=[])
     logs.add_argument("--add-log", metavar="NAME=CHECKPOINT", nargs="*", default=[])
-    parser.add_argument("--num-beams", type=int, default=1)
+    parser.add_argument("--num-beams", type=int)
     args = parser.parse_args()
-    if args.num_beams < 1:
+    if args.num_beams is not None and args.num_beams < 1:
         parser.error(f"--num-beams is {args.num_beams} but must be at least 1.")
     log = [row for given in (*args.log, *args.add_log) for row in _logged(*given.split("=", 1))]
     with tempfile.TemporaryDirectory() as temporary:
@@ -53,7 +53,7 @@ def main() -> None:
             code.unlink()
         for file in made.glob("*config.json"):
             file.write_text(json.dumps(_without_code(json.loads(file.read_text())), indent=2) + "\n")
-        if args.num_beams > 1:
+        if args.num_beams is not None:
             settings = made / "generation_config.json"
             content = {**json.loads(settings.read_text()), "num_beams": args.num_beams}
             settings.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")

@@ -98,6 +98,19 @@ def test_a_stopped_training_goes_on_as_if_it_had_not_been(write, finished, tmp_p
     assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
+def test_a_training_can_forbid_what_differs_from_run_to_run(write, finished, tmp_path):
+    """Sums that several threads make in any order, above all; every operation of a step must have another way."""
+    try:
+        assert train(write(arguments__full_determinism=True), "-o", tmp_path / "out") == 0
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    expected = losses(finished / "checkpoint-4")
+    assert losses(tmp_path / "out" / "checkpoint-4") == [
+        (step, pytest.approx(loss, rel=1e-4)) for step, loss in expected
+    ]
+
+
 def test_the_folder_of_another_recipe_is_refused(write, finished, capsys):
     assert train(write(arguments__learning_rate=1e-4, arguments__seed=6), "-o", finished) == 2
     expected = "holds a training with another recipe: `arguments.learning_rate`, `arguments.seed` differs."
