@@ -290,8 +290,8 @@ class VideoWriter:
         with self._naming_errors():
             self._container = av.open(str(temporary), "w", format="mp4", options={"movflags": "+faststart"})
             self._stack.callback(self._give_up)
-            # The same frames must give the same bytes. With more threads they depend on how many cores there are; with
-            # x264's macroblock tree, on what lies in memory behind a row of narrow frames (its AVX-512 code).
+            # The same frames must give the same bytes. With more threads they depend on the number of cores; with
+            # x264's macroblock tree and AVX-512 they differ from run to run, at most widths that 128 does not divide.
             options = {"crf": str(self._crf), "preset": "veryfast", "threads": "1", "mbtree": "0"}
             self._stream = self._container.add_stream("libx264", rate=self._rate, options=options)
             self._stream.width, self._stream.height = self._width, self._height
